@@ -1,0 +1,33 @@
+"""The folder is the registry: a method, backbone family, reader, probe or export target is one file in its folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+from types import ModuleType
+
+from ssl_pretrain.errors import UsageError
+
+
+def names(kind: str) -> list[str]:
+    """The names that a folder of the package offers, sorted: `names("methods")` -> `["dino", "mae", "simclr"]`.
+
+    A folder `ssl_pretrain/<kind>/` anywhere on `sys.path` is read too, so a project can add its own file.
+    """
+    package = importlib.import_module(f"ssl_pretrain.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def named(kind: str, name: str) -> ModuleType:
+    """The module `ssl_pretrain.<kind>.<name>`; an unknown name raises `UsageError` that tells the nearest."""
+    offered = names(kind)
+    if name not in offered:
+        raise UsageError(f"no {kind.rstrip('s')} is called {name!r}{nearest(name, offered)}; there are: {', '.join(offered)}")
+    return importlib.import_module(f"ssl_pretrain.{kind}.{name}")
+
+
+def nearest(wrong: str, known: list[str]) -> str:
+    """`" (did you mean 'epochs'?)"`, or nothing when no known word is near."""
+    close = get_close_matches(wrong, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
