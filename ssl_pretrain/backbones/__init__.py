@@ -37,7 +37,8 @@ class Backbone(nn.Module, ABC):
     name: str
     """What `create` was given, to make it again."""
     family: Literal["vit", "convnet"]
-    """Published optimizer settings differ by family."""
+    """`convnet`: normalises over the batch (ResNet...); `vit`: by layer (ViT, Swin, ConvNeXt): published optimizer
+    settings go with that."""
     dim: int
     """Width D of `forward`."""
     input: InputSpec
@@ -62,6 +63,10 @@ class Backbone(nn.Module, ABC):
     def weights(self) -> dict[str, Tensor]:
         """The state that consumers load, under the keys that they know."""
 
+    @abstractmethod
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """The reverse of `weights`; a missing, unknown or wrongly shaped tensor raises `RuntimeError`."""
+
 
 class MaskableBackbone(Backbone):
     """A plain ViT, whose encoder can be run on a part of the patches: what MAE needs."""
@@ -71,6 +76,11 @@ class MaskableBackbone(Backbone):
     patch_px: int
     prefix_tokens: int
     """Class and register tokens before the patches."""
+
+    @property
+    @abstractmethod
+    def position_embedding(self) -> nn.Parameter:
+        """(1, prefix + N, D), or (1, N, D) where prefix tokens have no position."""
 
     @abstractmethod
     def tokens(self, x_BCHW: Tensor, keep_BK: Tensor) -> Tensor:
@@ -84,4 +94,5 @@ def create(name: str, **options: Any) -> Backbone:
     Raises `UsageError` for a name or an option that the family does not know.
     """
     family, _, model = name.rpartition("/")
-    return named("backbones", family or "timm").create(model, **options)
+    backbone: Backbone = named("backbones", family or "timm").create(model, **options)
+    return backbone

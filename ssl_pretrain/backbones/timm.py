@@ -1,0 +1,169 @@
+"""The timm family: any timm model that gives a feature vector and feature maps. Weights are never downloaded.
+
+Keys of the state are timm's own, so `timm.create_model("local-dir:...")` loads what is exported from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ssl_pretrain.backbones import Backbone, InputSpec, MaskableBackbone
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.named import nearest
+
+
+def create(
+    model: str,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    pool: str | None = None,
+    drop_path: float | None = None,
+) -> Backbone:
+    """A timm model with random weights.
+
+    img_size    side of the input in pixels; a ViT's position embedding is made for it (other sizes are interpolated)
+    patch_size  ViT only: side of a patch in pixels instead of the model's own
+    pool        ViT only: `token` (class token) or `avg` (mean of the normalised patch tokens)
+    drop_path   rate of stochastic depth while training (Huang et al., 2016)
+    """
+    if model not in timm.list_models():
+        raise UsageError(f"timm has no model {model!r}{nearest(model, timm.list_models())}; see timm.list_models()")
+    args: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
+    if not timm.models.is_model_in_modules(model, ["vision_transformer"]):
+        if patch_size is not None or pool is not None:
+            raise UsageError(f"{model} is not a plain ViT: it takes neither backbone.patch_size nor backbone.pool")
+        return TimmPyramid(model, args, img_size)
+    sizes = {"img_size": img_size, "patch_size": patch_size}
+    args |= {name: value for name, value in sizes.items() if value is not None}
+    if pool is not None:
+        # Without fc_norm=False timm moves the final norm behind the mean and the encoder alone would lack it.
+        args |= {"global_pool": pool, "fc_norm": False}
+    return TimmViT(model, args)
+
+
+def from_config(config: dict[str, Any]) -> Backbone:
+    """The architecture that `Backbone.config` described, with random weights."""
+    args, size = dict(config.get("model_args", {})), int(config["pretrained_cfg"]["input_size"][-1])
+    if timm.models.is_model_in_modules(config["architecture"], ["vision_transformer"]):
+        return TimmViT(config["architecture"], args)
+    return TimmPyramid(config["architecture"], args, size)
+
+
+def pretrained(model: str) -> Backbone:
+    """A timm model with the weights that timm publishes for it: the only function here that may reach the network."""
+    backbone = create(model)
+    try:
+        weights = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm, huggingface_hub and urllib each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"no published weights of {model!r} could be had ({reason}); offline, use an artefact"
+        ) from error
+    backbone.load_weights(weights)
+    return backbone
+
+
+class _Timm(Backbone):
+    """What both kinds share; abstract."""
+
+    map_indices: int | None
+    """Which maps: None for every stage, n for the last n blocks."""
+
+    def __init__(self, model: str, args: dict[str, Any], img_size: int | None) -> None:
+        super().__init__()
+        self.network = _network(model, args)
+        self.name, self.args, self.dim = model, args, self.network.num_features
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.network.modules())
+        self.family = "convnet" if batch_norm else "vit"
+        card = self.network.pretrained_cfg
+        self.input = InputSpec(tuple(card["mean"]), tuple(card["std"]), img_size or card["input_size"][-1])
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Pooled features (B, D)."""
+        z_BD: Tensor = self.network.forward_head(self.network.forward_features(x_BCHW), pre_logits=True)
+        return z_BD
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The maps that timm's `features_only=True` gives."""
+        maps: list[Tensor] = self.network.forward_intermediates(
+            x_BCHW, indices=self.map_indices, intermediates_only=True
+        )
+        return maps
+
+    def config(self) -> dict[str, Any]:
+        """The `config.json` that timm and Hugging Face read; without drop path, which belongs to one training."""
+        card = self.network.pretrained_cfg
+        return {
+            "architecture": self.name,
+            "num_classes": 0,
+            "num_features": self.dim,
+            "model_args": {key: value for key, value in self.args.items() if key != "drop_path_rate"},
+            "pretrained_cfg": {
+                **{key: card[key] for key in ("interpolation", "crop_pct", "first_conv", "classifier", "pool_size")},
+                "mean": list(self.input.mean),
+                "std": list(self.input.std),
+                "input_size": [3, self.input.size_px, self.input.size_px],
+                "num_classes": 0,
+            },
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Under timm's own keys."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return state
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Strictly, under timm's own keys."""
+        self.network.load_state_dict(weights)
+
+
+class TimmPyramid(_Timm):
+    """ResNet, ConvNeXt, Swin...: each stage gives a map, from fine to coarse."""
+
+    map_indices = None
+
+    def __init__(self, model: str, args: dict[str, Any], img_size: int | None) -> None:
+        super().__init__(model, args, img_size)
+        self.strides = tuple(self.network.feature_info.reduction())
+        self.channels = tuple(self.network.feature_info.channels())
+
+
+class TimmViT(_Timm, MaskableBackbone):
+    """A plain ViT; the patch tokens after its last blocks, before the final norm, are its maps."""
+
+    map_indices = 3
+
+    def __init__(self, model: str, args: dict[str, Any]) -> None:
+        super().__init__(model, {**args, "dynamic_img_size": True}, args.get("img_size"))
+        self.grid = self.network.patch_embed.grid_size
+        self.patch_px = self.network.patch_embed.patch_size[0]
+        self.prefix_tokens = self.network.num_prefix_tokens
+        self.strides = (self.patch_px,) * self.map_indices
+        self.channels = (self.dim,) * self.map_indices
+
+    @property
+    def position_embedding(self) -> nn.Parameter:
+        """(1, prefix + N, D), or (1, N, D) for the few ViTs that give their prefix tokens no position."""
+        embedding: nn.Parameter = self.network.pos_embed
+        return embedding
+
+    def tokens(self, x_BCHW: Tensor, keep_BK: Tensor) -> Tensor:
+        """The encoder on visible patches only (MAE, He et al. 2022, section 3)."""
+        vit = self.network
+        t_BND = vit._pos_embed(vit.patch_embed(x_BCHW))
+        prefix, patches = t_BND[:, : self.prefix_tokens], t_BND[:, self.prefix_tokens :]
+        kept = patches.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        t_BKD: Tensor = vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, kept], dim=1))))
+        return t_BKD
+
+
+def _network(model: str, args: dict[str, Any]) -> Any:
+    """The timm model without its classifier; `Any`, as timm's models share these members but no type."""
+    try:
+        return timm.create_model(model, pretrained=False, num_classes=0, **args)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(f"timm does not build {model} with {args}: {str(error).splitlines()[0]}") from error
