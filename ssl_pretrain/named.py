@@ -23,7 +23,9 @@ def named(kind: str, name: str) -> ModuleType:
     """The module `ssl_pretrain.<kind>.<name>`; an unknown name raises `UsageError` that tells the nearest."""
     offered = names(kind)
     if name not in offered:
-        raise UsageError(f"no {kind.rstrip('s')} is called {name!r}{nearest(name, offered)}; there are: {', '.join(offered)}")
+        raise UsageError(
+            f"no {kind.rstrip('s')} is called {name!r}{nearest(name, offered)}; there are: {', '.join(offered)}"
+        )
     return importlib.import_module(f"ssl_pretrain.{kind}.{name}")
 
 

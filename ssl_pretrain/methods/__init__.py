@@ -1,0 +1,126 @@
+"""Methods: one paper, one file. A method sees views and `progress`, and knows no epoch, rank or device.
+
+Legend: B images of this rank, V views of a spec, D feature width, K prototypes, N patches, H W pixels.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from ssl_pretrain.backbones import Backbone
+from ssl_pretrain.named import named
+from ssl_pretrain.rng import Key
+from ssl_pretrain.views import ViewSpec
+
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+
+class Views(NamedTuple):
+    """What a step shows to a method."""
+
+    crops: dict[str, Tensor]
+    """By the name of the spec: (V, B, 3, S, S), normalised."""
+    key_B2: Key
+    """One key per image and epoch: a method's own random draws (masks) come from it, so they do not depend on the
+    batch, the rank or a crash."""
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """The published optimizer of a method; all schedules are shares of the run, so they fit any length."""
+
+    optimizer: Literal["adamw", "sgd", "lars"]
+    lr: float
+    """Peak learning rate at a global batch of 256 images."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How it grows with the global batch: `lr * batch / 256`, or `lr * sqrt(batch / 256)`."""
+    lr_end: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup: float = 0.1
+    """Share of the run in which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Not applied to biases and other 1-D parameters."""
+    weight_decay_end: float | None = None
+    """Where a cosine takes it by the end of the run; null keeps it."""
+    momentum: float = 0.9
+    """SGD and LARS."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW."""
+
+
+@dataclass(frozen=True)
+class ViTDefaults:
+    """What a method wants of a plain ViT unless the recipe says otherwise."""
+
+    pool: Literal["token", "avg"]
+    drop_path: float
+
+
+@dataclass(frozen=True)
+class MethodConfig(ABC):
+    """The method's section of a recipe; each method file subclasses it as `Config`."""
+
+    masks_patches: ClassVar[bool] = False
+    """Whether the backbone must be a `MaskableBackbone` (a plain ViT)."""
+
+    @abstractmethod
+    def views(self) -> tuple[ViewSpec, ...]:
+        """What the method wants to see of an image."""
+
+    @abstractmethod
+    def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
+        """The published optimizer for this family of backbones."""
+
+    @abstractmethod
+    def vit(self) -> ViTDefaults:
+        """The published choices for a plain ViT."""
+
+
+class Method(nn.Module, ABC):
+    """A self-supervised method; every method is final, and is built from its `Config` and a backbone alone."""
+
+    backbone: Backbone
+    """What a finished run leaves behind (the teacher's, where there is one)."""
+
+    @abstractmethod
+    def loss(self, views: Views, progress: float) -> dict[str, Tensor]:
+        """Returns `loss`, the mean over this rank's images, and whatever else is worth a curve (detached scalars)."""
+
+    @abstractmethod
+    def before_step(self, progress: float) -> None:
+        """Gradient surgery that a paper asks for (clipping, a frozen layer); called with finite gradients only."""
+
+    @abstractmethod
+    def after_step(self, progress: float) -> None:
+        """EMA of teacher and centre, and nothing else; called only when the optimizer has moved."""
+
+    @abstractmethod
+    def chance(self, batch_size: int) -> dict[str, float]:
+        """The losses, in closed form, of a model that has learned nothing, at a global batch of `batch_size`."""
+
+    @abstractmethod
+    def pictures(self, views: Views) -> dict[str, Tensor]:
+        """Images worth looking at, normalised as the views are: name -> (n, 3, H, W). Called in evaluation mode."""
+
+
+def config_class(name: str) -> type[MethodConfig]:
+    """The `Config` of a method: `config_class("dino")`."""
+    found: type[MethodConfig] = named("methods", name).Config
+    return found
+
+
+def create(config: MethodConfig, backbone: Backbone) -> Method:
+    """The method whose file this `Config` stands in: its one subclass of `Method`.
+
+    Raises `UsageError` where the method cannot train the backbone.
+    """
+    module = named("methods", type(config).__module__.rpartition(".")[2])
+    mine = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    (method,) = [c for c in mine if issubclass(c, Method)]
+    built: Method = method(config, backbone)
+    return built

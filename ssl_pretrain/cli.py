@@ -1,0 +1,244 @@
+"""The command line: `ssl-pretrain VERB ...`. What it prints is for people; what it returns is for shells (see errors).
+
+Heavy modules are imported by the verb that needs them, so a typing error is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+from rich.markup import escape
+
+from ssl_pretrain.errors import SslPretrainError, UsageError
+from ssl_pretrain.named import named, names, nearest
+
+if TYPE_CHECKING:
+    from ssl_pretrain.data.pack import Pack
+
+PACK_SHORT_SIDE_PX = 704
+"""`--short-side auto` of a pack made without a recipe: what the most demanding of the shipped methods wants (SimCLR,
+views of 224 px that show 8 % of the image)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    try:
+        if words[:1] == ["--version"]:
+            console.print(f"ssl-pretrain {version('ssl-pretrain')}", highlight=False)
+            return 0
+        if not words or words[0] in ("-h", "--help"):
+            console.print(_overview(), highlight=False)
+            return 0 if words else UsageError.exit_code
+        if words[0] not in VERBS:
+            raise UsageError(f"there is no verb {words[0]!r}{nearest(words[0], list(VERBS))}; try ssl-pretrain --help")
+        VERBS[words[0]](words[1:], console)
+        return 0
+    except SslPretrainError as error:
+        errors.print(f"[bold red]ssl-pretrain:[/] {escape(str(error))}", highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("ssl-pretrain: interrupted", highlight=False)
+        return 130
+
+
+def pack(words: list[str], console: Console) -> None:
+    """Decodes images once into a pack.
+
+    ssl-pretrain pack SRC... --out PACK [--short-side auto|PX] [--group-regex RE]
+    """
+    from ssl_pretrain.data import pack as packs
+    from ssl_pretrain.terminal import packing
+
+    parser = _parser("pack", pack)
+    parser.add_argument("sources", nargs="+", type=Path, help="folders (searched recursively) or image files")
+    parser.add_argument("--out", type=Path, required=True, help="the pack's folder")
+    parser.add_argument("--short-side", default="auto", help=f"pixels, or auto ({PACK_SHORT_SIDE_PX}); never enlarges")
+    parser.add_argument(
+        "--group-regex", type=str | None, default=None, help="its first group names the patient or slide"
+    )
+    parser.add_argument("--processes", type=int | None, default=None, help="default: one per core")
+    given = _parsed(parser, words)
+    short_side = _short_side(str(given.short_side))
+    with packing(console) as progress:
+        made = packs.build(given.sources, given.out, short_side, given.group_regex, given.processes, progress)
+    _print_pack(made, console)
+
+
+def pretrain(words: list[str], console: Console) -> None:
+    """Pretrains a backbone; the same command continues a run that was stopped.
+
+    ssl-pretrain pretrain RECIPE [--data D] [--out RUN] [--section.key value ...]
+    """
+    if not words or words[0].startswith("-"):
+        if words and words[0] in ("-h", "--help"):
+            return _pretrain_help("simclr", console)
+        raise UsageError("pretrain needs a recipe: ssl-pretrain pretrain RECIPE.yaml --data FOLDER --out RUN")
+    recipe, rest = Path(words[0]), words[1:]
+    if {"-h", "--help"} & set(rest):
+        from ssl_pretrain.train.recipe import load
+
+        return _pretrain_help(load(recipe).method_name, console)
+    from ssl_pretrain.train.loop import pretrain as run
+
+    result = run(recipe, words=tuple(rest), console=console)
+    if not _first_process():
+        return
+    from ssl_pretrain.report.pictures import draw
+
+    pictures = draw(result.folder, console)
+    console.print(_finished(result.folder, result.artefact, pictures), highlight=False)
+
+
+def probe(words: list[str], console: Console) -> None:
+    """Says what a backbone's features are worth, by k-NN on labelled objects.
+
+    ssl-pretrain probe BACKBONE --data LABELLED [--json F]
+    BACKBONE is a run, an artefact, random:NAME, timm:NAME or pixels.
+    """
+    from ssl_pretrain.artefact import resolve
+    from ssl_pretrain.data import readers, sources
+    from ssl_pretrain.probe.knn import knn_probe, table
+
+    parser = _parser("probe", probe)
+    parser.add_argument("backbone", type=str, help="a run, an artefact, random:NAME, timm:NAME or pixels")
+    parser.add_argument("--data", type=str, required=True, help="class folders, Pascal VOC, points, or synthetic:N")
+    parser.add_argument(
+        "--size-px", type=int | None, default=None, help="side of an object's crop; default: the input's"
+    )
+    parser.add_argument("--point-px", type=int, default=80, help="side of the square around a labelled point")
+    parser.add_argument("--seed", type=int, default=0, help="of the split by image and of the bootstrap")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the scores here")
+    given = _parsed(parser, words)
+    labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
+    console.print(labelled.found, highlight=False)
+    backbone = resolve(given.backbone, given.size_px)
+    score = knn_probe(backbone, labelled, size_px=given.size_px, point_px=given.point_px, seed=given.seed)
+    console.print(table(score))
+    if given.json is not None:
+        from ssl_pretrain.files import write_durably
+
+        write_durably(given.json, json.dumps(score.to_json(), indent=2).encode())
+
+
+def export(words: list[str], console: Console) -> None:
+    """Writes a backbone in the form that a consumer loads.
+
+    ssl-pretrain export RUN --to timm --out DIR
+    """
+    from ssl_pretrain.artefact import find
+
+    parser = _parser("export", export)
+    parser.add_argument("run", type=Path, help="a run or an artefact")
+    parser.add_argument("--to", type=str, default="timm", help=f"the consumer: {', '.join(names('export'))}")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    given = _parsed(parser, words)
+    target = named("export", given.to)
+    console.print(target.write(find(given.run), given.out), highlight=False)
+
+
+def report(words: list[str], console: Console) -> None:
+    """Draws the pictures of a run and its page.
+
+    ssl-pretrain report RUN
+    """
+    from ssl_pretrain.report.pictures import draw
+
+    parser = _parser("report", report)
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    given = _parsed(parser, words)
+    for path in draw(given.run, console):
+        console.print(str(path), highlight=False)
+
+
+VERBS: dict[str, Callable[[list[str], Console], None]] = {
+    "pack": pack,
+    "pretrain": pretrain,
+    "probe": probe,
+    "export": export,
+    "report": report,
+}
+
+
+def _overview() -> str:
+    lines = ["usage: ssl-pretrain VERB ...   (ssl-pretrain VERB --help says more)", ""]
+    return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
+
+
+def _parser(name: str, verb: Callable[[list[str], Console], None]) -> ArgumentParser:
+    summary = (verb.__doc__ or "").splitlines()[0]
+    return ArgumentParser(prog=f"ssl-pretrain {name}", description=summary, exit_on_error=False)
+
+
+def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            raise UsageError(f"unknown option {option}{nearest(option, known)}; see {parser.prog} --help")
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise UsageError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+
+
+def _short_side(word: str) -> int:
+    if word == "auto":
+        return PACK_SHORT_SIDE_PX
+    if not word.isdigit() or int(word) < 16:
+        raise UsageError(f"--short-side is {word!r}: give pixels (16 or more) or auto")
+    return int(word)
+
+
+def _print_pack(made: Pack, console: Console) -> None:
+    rejected = made.folder / "rejected.jsonl"
+    reasons = Counter(json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines())
+    sides = made.size_N2.min(1)
+    console.print(
+        f"{made.folder}: {len(made)} images, short sides {sides.min()} to {sides.max()} px, "
+        f"{made.pixels.nbytes / 1e6:.0f} MB, fingerprint {made.fingerprint[:12]}",
+        highlight=False,
+    )
+    if reasons:
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        console.print(f"{reasons.total()} files rejected ({listed}); they are listed in {rejected}", highlight=False)
+
+
+def _pretrain_help(method: str, console: Console) -> None:
+    """Every key of a recipe with its words; the method's section is that of the recipe given."""
+    from ssl_pretrain import config
+    from ssl_pretrain.train.recipe import sections
+
+    parser = ArgumentParser(prog="ssl-pretrain pretrain RECIPE", description=(pretrain.__doc__ or "").splitlines()[0])
+    config.add_arguments(parser, sections(method))
+    console.print(parser.format_help(), highlight=False, markup=False)
+
+
+def _first_process() -> bool:
+    """Of several that torchrun, SLURM or Fabric started, only the first prints and draws."""
+    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def _finished(folder: Path, artefact: Path, pictures: list[Path]) -> str:
+    return f"""
+backbone     {artefact}
+pictures     {", ".join(str(path) for path in pictures)}
+TensorBoard  tensorboard --logdir {folder / "tensorboard"}
+
+from ssl_pretrain import load_backbone
+backbone = load_backbone("{artefact}")
+maps = backbone(images)   # RGB in 0..1, less backbone.input.mean, divided by backbone.input.std"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

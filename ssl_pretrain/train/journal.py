@@ -1,0 +1,109 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, and one live line (plain lines where there is no terminal)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+from ssl_pretrain.backbones import InputSpec
+
+PLAIN_EVERY_S = 15.0
+"""Seconds between two lines where no terminal can show a live one."""
+
+
+class Journal:
+    """Writes the records of a run from `start` on; those of later steps, left by a crash, are taken out."""
+
+    def __init__(
+        self, folder: Path, start: int, steps: int, batch_size: int, console: Console, writes: bool = True
+    ) -> None:
+        self.path, self.start, self.steps, self.batch_size = folder / "metrics.jsonl", start, steps, batch_size
+        self.writes = writes
+        """Only one of several processes does."""
+        if writes:
+            _keep_until(self.path, start)
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.console = console
+        self.live = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.live.add_task("pretrain", total=steps, completed=start, text="")
+        self.began = self.spoke = time.monotonic()
+        self.probe_text = ""
+
+    def __enter__(self) -> Journal:
+        self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.live.stop()
+        if self.writes:
+            self.tensorboard.close()
+
+    def say(self, text: str) -> None:
+        """A line above the live one."""
+        self.live.console.print(text, highlight=False)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """The curves at a step, and the live line."""
+        rate = (step - self.start) * self.batch_size / max(time.monotonic() - self.began, 1e-9)
+        self.record(step, {**values, "images_per_s": rate})
+        text = f"loss {values['loss']:.4f} · {rate:.0f} images/s{self.probe_text}"
+        self.live.update(self.task, completed=step, text=f"step {step}/{self.steps} · {text}")
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self.spoke > PLAIN_EVERY_S or step == self.steps):
+            self.spoke = now
+            left = (now - self.began) / max(step - self.start, 1) * (self.steps - step)
+            self.say(f"step {step}/{self.steps} · {text} · {left / 60:.1f} min left")
+
+    def record(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
+        """One line of `metrics.jsonl` and as many TensorBoard scalars."""
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{f"{group}/{k}": round(v, 6) for k, v in values.items()}}) + "\n")
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+
+    def probe(self, step: int, scores: Mapping[str, float]) -> None:
+        """The k-NN scores of a step; the live line shows the balanced accuracy from now on."""
+        self.record(step, scores, "knn")
+        self.probe_text = f" · k-NN {scores['balanced_accuracy']:.3f}"
+        self.say(
+            f"step {step}: k-NN balanced accuracy {scores['balanced_accuracy']:.3f} "
+            f"({scores['balanced_accuracy_low']:.3f} to {scores['balanced_accuracy_high']:.3f}), "
+            f"accuracy {scores['accuracy']:.3f}"
+        )
+
+    def pictures(self, step: int, name: str, x_NCHW: Tensor, fed: InputSpec, columns: int) -> None:
+        """A grid of normalised images."""
+        if not self.writes:
+            return
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (fed.mean, fed.std))
+        images = (x_NCHW.detach().float().cpu() * std + mean).clamp(0, 1)
+        self.tensorboard.add_image(name, make_grid(images, nrow=columns), step)
+
+
+def _keep_until(path: Path, start: int) -> None:
+    """Drops the lines after `start`, and a line that a crash cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,273 @@
+"""The training loop. Everything that happens at a step is a function of recipe, pack, seed and step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import ssl_pretrain
+from ssl_pretrain import artefact, rng
+from ssl_pretrain.data.pack import Pack
+from ssl_pretrain.errors import SslPretrainError, Stopped, UsageError
+from ssl_pretrain.files import write_durably
+from ssl_pretrain.methods import Method, OptimSpec
+from ssl_pretrain.train import optim, setup
+from ssl_pretrain.train.checkpoint import Checkpoints
+from ssl_pretrain.train.feed import Feed
+from ssl_pretrain.train.journal import Journal
+from ssl_pretrain.train.lock import locked
+from ssl_pretrain.train.online import OnlineProbe
+from ssl_pretrain.train.recipe import Recipe, load
+from ssl_pretrain.train.signals import StopFlag
+from ssl_pretrain.train.sync import synchronised
+
+MAY_CHANGE = ("data", "out", "train.devices", "train.accelerator", "train.save_", "train.log_", "probe.", "train.max_")
+"""Beginnings of the keys that a continued run may change; of the data, the pack's fingerprint must stay."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind."""
+
+    folder: Path
+    artefact: Path
+    step: int
+    scores: Mapping[str, float]
+    """The last k-NN scores; empty without a probe."""
+
+
+@dataclass
+class Run:
+    """A run in progress."""
+
+    recipe: Recipe
+    folder: Path
+    fabric: Fabric
+    pack: Pack
+    method: Method
+    wrapped: Any
+    """The method as Fabric runs it (precision, DDP)."""
+    optimizer: Optimizer
+    optim: OptimSpec
+    feed: Feed
+    probe: OnlineProbe | None
+    steps: int
+    step: int = 0
+    best: float = -1.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def pretrain(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    words: tuple[str, ...] = (),
+    console: Console | None = None,
+) -> Result:
+    """Pretrains a backbone; started again with the same `out`, it continues.
+
+    recipe   a YAML file, or the mapping that would stand in one
+    data     a pack, a folder of images, or `synthetic:N`
+    out      the folder of the run
+    words    what the command line would say: `("--train.epochs", "5")`
+
+    Raises the errors of `ssl_pretrain.errors`, each one line.
+    """
+    given = tuple(part for name, v in (("--data", data), ("--out", out)) if v is not None for part in (name, str(v)))
+    resolved = load(Path(recipe) if isinstance(recipe, str) else recipe, (*words, *given))
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else resolved.method_name
+    folder = Path(resolved.top.out or f"runs/{name}")
+    fabric = setup.fabric(resolved)
+    fabric.launch()
+    console = console or Console(stderr=False, quiet=not fabric.is_global_zero)
+    with contextlib.ExitStack() as stack:
+        if fabric.is_global_zero:
+            stack.enter_context(locked(folder))
+        stop = stack.enter_context(StopFlag())
+        run = _prepare(resolved, folder, fabric, console)
+        journal = Journal(folder, run.step, run.steps, resolved.train.batch_size, console, fabric.is_global_zero)
+        with journal:
+            if run.step < run.steps:
+                _train(run, journal, stop)
+        fabric.barrier()
+        return Result(folder, folder / "artefact", run.step, run.scores)
+
+
+def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> Run:
+    """Everything up to the first step: pack, networks, the newest checkpoint."""
+    cache = folder.parent / "cache"
+    with fabric.rank_zero_first():
+        pack = setup.pack(recipe, cache, console)
+    method = setup.method(recipe)
+    spec = recipe.optim(method.backbone.family)
+    feed = setup.feed(recipe, pack, method, fabric.world_size, fabric.global_rank, fabric.device)
+    steps = recipe.train.steps or recipe.train.epochs * feed.steps_per_epoch
+    if fabric.world_size > 1:
+        synchronised(method, fabric.device)
+    optimizer = optim.create(method, spec)
+    wrapped, optimizer = fabric.setup(method, optimizer)
+    wrapped.mark_forward_method("loss")
+    probe = OnlineProbe(recipe, method.backbone.input, cache) if recipe.probe.data and fabric.is_global_zero else None
+    run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, probe, steps)
+    _restore(run)
+    if fabric.is_global_zero:
+        write_durably(folder / "recipe.yaml", recipe.yaml().encode())
+        known = f"from step {run.step} of" if run.step else "for"
+        console.print(f"{recipe.method_name} on {method.backbone.name}, {len(pack)} images, {known} {steps} steps")
+    return run
+
+
+def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
+    """The loop."""
+    train, saved_at, skipped = run.recipe.train, time.monotonic(), 0
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    if run.step == 0:
+        _first_views(run, journal)
+    for step in range(run.step, run.steps):
+        progress = step / run.steps
+        rate = optim.set_rates(run.optimizer, run.optim, progress)
+        torch.manual_seed(
+            rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank
+        )
+        losses = _forward_backward(run, step, progress)
+        norm = _gradient_norm(run.method)
+        if norm.isfinite():
+            run.method.before_step(progress)
+            run.optimizer.step()
+            run.method.after_step(progress)
+            skipped = 0
+        else:
+            skipped += 1
+            journal.say(f"step {step}: the gradient is not finite; the step is skipped")
+            if skipped > train.max_skipped:
+                raise SslPretrainError(
+                    f"{skipped} steps in a row had a non-finite gradient: lower train.lr ({rate:.2g})"
+                )
+        run.optimizer.zero_grad()
+        run.step = step + 1
+        if run.step % train.log_every_steps == 0 or run.step == run.steps:
+            means = {name: float(run.fabric.all_reduce(value, reduce_op="mean")) for name, value in losses.items()}
+            journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
+        if run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0 or run.step == run.steps:
+            _judge(run, journal)
+        asked = _any_rank(run.fabric, stop)
+        due = train.save_every_steps is not None and run.step % train.save_every_steps == 0
+        late = time.monotonic() - saved_at > 60 * train.save_every_minutes
+        if run.fabric.is_global_zero and (asked or due or late or run.step == run.steps):
+            checkpoints.save(run.step, _state(run))
+            artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
+            saved_at = time.monotonic()
+        if asked:
+            raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
+                          "the same command continues")  # fmt: skip
+
+
+def _forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
+    """Gradients of the step's global batch; returns the losses, averaged over the parts of the accumulation."""
+    parts = run.feed.share.parts
+    sums: dict[str, Tensor] = {}
+    for part, views in enumerate(run.feed.views(step)):
+        with run.fabric.no_backward_sync(run.wrapped, enabled=part + 1 < parts and run.fabric.world_size > 1):
+            losses = run.wrapped.loss(views, progress)
+            run.fabric.backward(losses["loss"] / parts)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / parts
+    return sums
+
+
+def _gradient_norm(method: Method) -> Tensor:
+    """Over all trained parameters; after DDP has averaged them it is the same on every rank, and so is the verdict."""
+    return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+
+
+def _any_rank(fabric: Fabric, stop: StopFlag) -> bool:
+    """Whether any rank was asked to stop: all have to leave at the same step."""
+    if fabric.world_size == 1:
+        return bool(stop.name)
+    return bool(fabric.all_reduce(torch.tensor(float(bool(stop.name)), device=fabric.device), reduce_op="sum"))
+
+
+def _judge(run: Run, journal: Journal) -> None:
+    """Probes the backbone on rank 0, and keeps the artefact of the best score."""
+    if run.probe is None:
+        return
+    run.scores = run.probe(run.method.backbone)
+    journal.probe(run.step, run.scores)
+    if run.scores["balanced_accuracy"] > run.best:
+        run.best = run.scores["balanced_accuracy"]
+        artefact.write(run.folder / "best", run.method.backbone, _origin(run))
+    _method_pictures(run, journal)
+
+
+def _first_views(run: Run, journal: Journal) -> None:
+    views = next(run.feed.views(0))
+    for name, crops_VBCSS in views.crops.items():
+        pictured = crops_VBCSS[:, :8].transpose(0, 1).flatten(0, 1)
+        journal.pictures(0, f"views/{name}", pictured, run.feed.fed, columns=max(2, crops_VBCSS.shape[0]))
+
+
+def _method_pictures(run: Run, journal: Journal) -> None:
+    run.method.eval()
+    with torch.no_grad():
+        for name, images in run.method.pictures(run.feed.draw(run.feed.ids(0)[:8], epoch=0)).items():
+            journal.pictures(run.step, name, images, run.feed.fed, columns=3)
+    run.method.train()
+
+
+def _state(run: Run) -> dict[str, Any]:
+    return {
+        "step": run.step,
+        "best": run.best,
+        "scores": dict(run.scores),
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "recipe": json.dumps(run.recipe.flat()),
+        "pack": run.pack.fingerprint,
+    }
+
+
+def _restore(run: Run) -> None:
+    """Continues from the newest checkpoint; refuses one of another recipe or other images, naming the difference."""
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    if run.fabric.is_global_zero:
+        checkpoints.sweep()
+    state = checkpoints.newest()
+    if state is None:
+        return
+    before, now = json.loads(state["recipe"]), json.loads(json.dumps(run.recipe.flat()))
+    changed = [k for k in now if now[k] != before.get(k) and not k.startswith(MAY_CHANGE)]
+    if changed:
+        what = ", ".join(f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in changed[:3])
+        raise UsageError(
+            f"{run.folder} holds a run of another recipe ({what}); choose another --out or undo the change"
+        )
+    if state["pack"] != run.pack.fingerprint:
+        raise UsageError(f"{run.folder} was trained on other images than {run.recipe.top.data}; choose another --out")
+    run.method.load_state_dict(state["method"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step, run.best, run.scores = state["step"], state["best"], state["scores"]
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.recipe.method_name,
+        "step": run.step,
+        "images": len(run.pack),
+        "pack": run.pack.fingerprint,
+        "seed": run.recipe.top.seed,
+        "recipe": run.recipe.flat(),
+        "scores": dict(run.scores),
+        "version": ssl_pretrain.__version__,
+    }

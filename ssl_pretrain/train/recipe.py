@@ -1,0 +1,244 @@
+"""The recipe of a run: what the YAML file and the command line may say, and what becomes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ssl_pretrain import backbones, config
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.methods import MethodConfig, OptimSpec, ViTDefaults, config_class
+from ssl_pretrain.views import ViewSpec
+
+
+@dataclass(frozen=True)
+class Top:
+    """The keys at the top level."""
+
+    data: str | None = None
+    """A pack, a folder of images (searched recursively), or `synthetic:N` for N fields that the package draws."""
+    out: str | None = None
+    """Folder of the run; starting again with the same folder continues it. Default: runs/<name of the recipe>."""
+    seed: int = 0
+    """Of everything random in the run."""
+
+
+@dataclass(frozen=True)
+class BackboneSection:
+    """What is pretrained. `backbone: resnet18` is short for `backbone: {name: resnet18}`."""
+
+    name: str = "resnet50"
+    """A timm model, or family/model."""
+    patch_size: int | None = None
+    """Plain ViT only: side of a patch in pixels; null keeps the model's own."""
+    pool: Literal["token", "avg"] | None = None
+    """Plain ViT only: class token or mean patch token as the feature; null leaves it to the method."""
+    drop_path: float | None = None
+    """Rate of stochastic depth; null leaves it to the method."""
+
+
+@dataclass(frozen=True)
+class ViewsSection:
+    """Changes to the method's views that the images ask for; null keeps what the paper does."""
+
+    window_px: int | None = None
+    """All views of an image are cut from one random square of this side (in original pixels), so that they show the
+    same few objects; null cuts from the whole image."""
+    vflip_p: float | None = None
+    """Vertical flips: microscopy has no up."""
+    turn_p: float | None = None
+    """Turns by 90, 180 and 270 degrees: free in microscopy."""
+    gray_p: float | None = None
+    """Grayscale; stain and crystals' colours may matter."""
+    solarize_p: float | None = None
+    """Solarize, on the views that the method solarizes."""
+    short_side_px: int | None = None
+    """Short side of the decoded images; null derives it from the smallest crop, so that no crop is enlarged."""
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """The loop."""
+
+    epochs: int = 100
+    """Passes over the images."""
+    steps: int | None = None
+    """Optimizer steps instead of epochs."""
+    batch_size: int = 256
+    """Images per step over all ranks."""
+    accumulate: int = 1
+    """Parts that a rank's share of the batch is cut into. Contrastive losses then see the negatives of a part only."""
+    optimizer: Literal["adamw", "sgd", "lars"] | None = None
+    """Null takes the method's for this family of backbones."""
+    lr: float | None = None
+    """Peak learning rate, as it is (not scaled by the batch); null takes the method's, scaled."""
+    weight_decay: float | None = None
+    """Null takes the method's."""
+    warmup: float | None = None
+    """Share of the run with a rising learning rate; null takes the method's."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    """Auto: bf16-mixed on GPUs that have it, else 32-true."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Auto: a GPU if there is one."""
+    devices: int | None = None
+    """Processes on this node; null: every GPU, or one process on a CPU. Under torchrun and SLURM they decide."""
+    save_every_steps: int | None = None
+    """Null saves by the clock alone."""
+    save_every_minutes: float = 10.0
+    """A crash costs at most this much."""
+    log_every_steps: int = 10
+    """Steps between two lines of metrics."""
+    max_skipped: int = 3
+    """Steps in a row with a non-finite loss or gradient that are skipped before the run stops with code 70."""
+
+
+@dataclass(frozen=True)
+class ProbeSection:
+    """The k-NN probe during training."""
+
+    data: str | None = None
+    """A labelled set, or `synthetic:N`; null trains without a probe."""
+    every_epochs: int = 10
+    """Epochs between two probes; the last step is always probed."""
+    size_px: int | None = None
+    """Side to which objects are resized; null takes the backbone's input size."""
+    point_px: int = 80
+    """Side of the square around a labelled point, in pixels of the image."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe."""
+
+    top: Top
+    backbone: BackboneSection
+    method_name: str
+    method: MethodConfig
+    views: ViewsSection
+    train: TrainSection
+    probe: ProbeSection
+    origin: Mapping[str, str] = field(compare=False)
+    """Where each value came from: `recipe`, `command line` or `default`."""
+
+    def specs(self) -> tuple[ViewSpec, ...]:
+        """The method's views with the recipe's changes."""
+        changes = {k: vars(self.views)[k] for k in ("vflip_p", "turn_p", "gray_p") if vars(self.views)[k] is not None}
+        specs = [dataclasses.replace(spec, **changes) for spec in self.method.views()]
+        if self.views.solarize_p is not None:
+            specs = [dataclasses.replace(s, solarize_p=self.views.solarize_p) if s.solarize_p else s for s in specs]
+        return tuple(specs)
+
+    def backbone_options(self, plain_vit: bool) -> dict[str, Any]:
+        """What `backbones.create` is given: the recipe's choices, then the method's for a plain ViT."""
+        chosen = self.backbone
+        wants = self.method.vit() if plain_vit else ViTDefaults(pool="token", drop_path=0.0)
+        options: dict[str, Any] = {"img_size": self.method.views()[0].size_px}
+        drop_path = wants.drop_path if chosen.drop_path is None else chosen.drop_path
+        pool = chosen.pool or (wants.pool if plain_vit else None)
+        found = {"patch_size": chosen.patch_size, "pool": pool, "drop_path": drop_path or None}
+        return options | {key: value for key, value in found.items() if value is not None}
+
+    def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
+        """The method's optimizer with the recipe's changes; its `lr` is the peak of this run."""
+        spec, train = self.method.optim(family), self.train
+        ratio = train.batch_size / 256
+        scaled = spec.lr * (ratio if spec.lr_scaling == "linear" else ratio**0.5)
+        changes: dict[str, Any] = {"lr": scaled if train.lr is None else train.lr}
+        for key in ("optimizer", "weight_decay", "warmup"):
+            if vars(train)[key] is not None:
+                changes[key] = vars(train)[key]
+        if train.weight_decay is not None:
+            changes["weight_decay_end"] = None
+        return dataclasses.replace(spec, **changes)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted key."""
+        sections = {"": self.top, "backbone": self.backbone, "method": self.method}
+        sections |= {"views": self.views, "train": self.train, "probe": self.probe}
+        values = config.flat(sections)
+        return {"method.name": self.method_name, **values}
+
+    def yaml(self) -> str:
+        """The whole recipe as YAML, each value with where it came from; it can be run again."""
+        lines = []
+        for key, value in config.nested(self.flat()).items():
+            if isinstance(value, dict):
+                lines += ["", f"{key}:", *(self._line(f"{key}.{name}", v, 2) for name, v in value.items())]
+            else:
+                lines.append(self._line(key, value, 0))
+        return "\n".join(lines) + "\n"
+
+    def _line(self, key: str, value: Any, indent: int) -> str:
+        text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        return f"{' ' * indent}{key.rpartition('.')[2]}: {text}".ljust(44) + f"  # {self.origin.get(key, 'default')}"
+
+
+def load(source: Path | Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file or mapping, with command-line words over it; `UsageError` says what is wrong in one line."""
+    given = _long_form(config.read_yaml(source) if isinstance(source, Path) else source)
+    words = _long_words(words)
+    method = given.get("method", {})
+    if not isinstance(method, dict) or not {"name"} & (set(method) | ({"name"} if "--method.name" in words else set())):
+        raise UsageError("the recipe names no method: it needs `method: {name: simclr}` (or dino, mae...)")
+    name = words[words.index("--method.name") + 1] if "--method.name" in words else method["name"]
+    given = {**given, "method": {key: value for key, value in method.items() if key != "name"}}
+    words = _without(words, "--method.name")
+    built = config.build(given, words, sections(str(name)))
+    origin = {f"{s}.{k}": "recipe" for s, v in given.items() if isinstance(v, dict) for k in v}
+    origin |= {k: "recipe" for k, v in given.items() if not isinstance(v, dict)} | {"method.name": "recipe"}
+    origin |= {word[2:].partition("=")[0]: "command line" for word in words if word.startswith("--")}
+    parts = {key: built[key] for key in ("backbone", "method", "views", "train", "probe")}
+    recipe = Recipe(top=built[""], method_name=str(name), origin=origin, **parts)
+    _check(recipe)
+    return recipe
+
+
+def sections(method: str) -> dict[str, type]:
+    """The sections of a recipe for this method."""
+    general = {"": Top, "backbone": BackboneSection, "method": config_class(method)}
+    return general | {"views": ViewsSection, "train": TrainSection, "probe": ProbeSection}
+
+
+def _long_form(given: Mapping[str, Any]) -> dict[str, Any]:
+    short = {
+        key: {"name": value} for key, value in given.items() if key in ("backbone", "method") and isinstance(value, str)
+    }
+    return {**given, **short}
+
+
+def _long_words(words: Sequence[str]) -> list[str]:
+    """`--backbone X` for `--backbone.name X`, and `--key=value` as two words."""
+    split = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    short = {"--backbone": "--backbone.name", "--method": "--method.name"}
+    return [short.get(word, word) for word in split]
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    if option not in words:
+        return words
+    place = words.index(option)
+    return words[:place] + words[place + 2 :]
+
+
+def _check(recipe: Recipe) -> None:
+    """What can be seen to be impossible before any image is read."""
+    train = recipe.train
+    for key in ("epochs", "steps", "batch_size", "accumulate", "save_every_steps", "log_every_steps", "devices"):
+        value = vars(train)[key]
+        if value is not None and value < 1:
+            raise UsageError(f"train.{key} is {value}: it must be at least 1")
+    maskable = backbones.maskable(recipe.backbone.name)
+    if recipe.method.masks_patches and not maskable:
+        raise UsageError(
+            f"{recipe.method_name} hides patches from the network, which {recipe.backbone.name} cannot do: it takes "
+            "plain ViTs such as vit_small_patch16_224; for a convolutional backbone use simclr or dino"
+        )
+    for spec in recipe.specs():
+        low, high = spec.scale
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"the scale of {spec.name} is ({low}, {high}): it needs 0 < low <= high <= 1")

@@ -1,0 +1,108 @@
+"""From a recipe to what the loop needs: processes, pack, backbone, method, optimizer."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+
+from ssl_pretrain import backbones, methods
+from ssl_pretrain.backbones import Backbone, MaskableBackbone
+from ssl_pretrain.data import sources
+from ssl_pretrain.data.pack import Pack, pack_or_folder
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.methods import Method
+from ssl_pretrain.terminal import packing
+from ssl_pretrain.train.feed import Feed, Share
+from ssl_pretrain.train.recipe import Recipe
+from ssl_pretrain.views import ViewSpec
+
+ASPECT = 4 / 3
+"""Long side of an image over its short side, as cameras have it; for the short side of the pack only."""
+
+
+def fabric(recipe: Recipe) -> Fabric:
+    """Processes and precision. torchrun and SLURM say how many there are; else one per GPU, or one on the CPU."""
+    train = recipe.train
+    if train.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("train.accelerator is gpu, but torch sees no GPU here; use auto or cpu")
+    cpu = train.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    everywhere = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
+    devices: int | str = int(local) if local else (train.devices or (1 if cpu else "auto"))
+    nodes = int(everywhere) // int(local) if local and everywhere else 1
+    many = nodes > 1 or (devices != 1 if isinstance(devices, int) else torch.cuda.device_count() > 1)
+    bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    precision = train.precision if train.precision != "auto" else ("bf16-mixed" if bf16 else "32-true")
+    return Fabric(
+        accelerator="cpu" if cpu else "auto", devices=devices, num_nodes=nodes, precision=precision,
+        strategy="ddp" if many else "auto",
+    )  # fmt: skip
+
+
+def short_side_px(specs: tuple[ViewSpec, ...], window_px: int | None) -> int | None:
+    """The shortest side of a pack from which no crop has to be enlarged, or None to keep images as they are.
+
+    A view of S pixels that shows a share `a` of an image asks for S / sqrt(a * aspect): SimCLR's 224 px at 0.08 for
+    686, which becomes 704 (the next multiple of 32).
+
+    >>> short_side_px((ViewSpec("view", 224, (0.08, 1.0)),), None)
+    704
+    """
+    if window_px is not None:
+        return None
+    return max(32 * math.ceil(spec.size_px / math.sqrt(spec.scale[0] * ASPECT) / 32) for spec in specs)
+
+
+def pack(recipe: Recipe, cache: Path, console: Console) -> Pack:
+    """The pack of the recipe's data, built into `cache` where it is not one yet."""
+    if recipe.top.data is None:
+        raise UsageError("no images are named: give --data FOLDER (or `data:` in the recipe)")
+    wanted = recipe.views.short_side_px or short_side_px(recipe.specs(), recipe.views.window_px)
+    source = sources.folder(recipe.top.data, cache)
+    with packing(console) as progress:
+        found = pack_or_folder(source, cache, wanted, progress)
+    return found
+
+
+def backbone(recipe: Recipe) -> Backbone:
+    """The backbone with random weights drawn from the seed."""
+    torch.manual_seed(recipe.top.seed)
+    name = recipe.backbone.name
+    built = backbones.create(name, **recipe.backbone_options(backbones.maskable(name)))
+    if isinstance(built, MaskableBackbone):
+        uneven = [spec for spec in recipe.specs() if spec.size_px % built.patch_px]
+        if uneven:
+            raise UsageError(
+                f"the view {uneven[0].name} has {uneven[0].size_px} px, which {built.name}'s patches of "
+                f"{built.patch_px} px do not divide"
+            )
+    return built
+
+
+def method(recipe: Recipe) -> Method:
+    """The method around a new backbone."""
+    return methods.create(recipe.method, backbone(recipe))
+
+
+def feed(recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, device: torch.device) -> Feed:
+    """The views of every step; `UsageError` where the batch does not fit the images or the processes."""
+    batch, parts = recipe.train.batch_size, recipe.train.accumulate
+    if batch > len(images):
+        raise UsageError(
+            f"train.batch_size is {batch}, but there are only {len(images)} images: "
+            f"use --train.batch_size {len(images)} or less"
+        )
+    if batch % (ranks * parts):
+        raise UsageError(
+            f"train.batch_size {batch} cannot be shared by {ranks} processes x {parts} parts: "
+            f"use a multiple of {ranks * parts}"
+        )
+    share = Share(rank, ranks, parts)
+    return Feed(
+        images, recipe.specs(), batch, recipe.top.seed, recipe.views.window_px, built.backbone.input, share, device
+    )
