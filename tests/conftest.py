@@ -1,0 +1,63 @@
+"""What several test files share: a few small images, packed once, and recipes that train in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_pretrain.data import pack as packs
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 small images of unequal size with structure that augmentation does not remove."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for i in range(40):
+        height, width = random.integers(40, 72, 2)
+        y, x = np.mgrid[:height, :width]
+        wave = np.sin(x * random.uniform(0.1, 1) + y * random.uniform(0.1, 1))
+        colour = random.uniform(0.2, 0.8, 3)
+        pixels = (colour + 0.2 * wave[..., None] + random.normal(0, 0.02, (height, width, 3))).clip(0, 1)
+        Image.fromarray((255 * pixels).astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pack(images: Path, tmp_path_factory: pytest.TempPathFactory) -> packs.Pack:
+    return packs.build([images], tmp_path_factory.mktemp("packs") / "pack", processes=0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real labelled microscopy; tests that want it are skipped where it is not."""
+    folder = Path(os.environ.get("SSL_PRETRAIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the folder of real images is not here (SSL_PRETRAIN_DATA)")
+    return folder
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "simclr": {"size_px": 32, "hidden_dim": 32, "output_dim": 16, "temperature": 0.5},
+    "dino": {
+        "global_size_px": 48, "local_size_px": 32, "local_count": 2, "prototypes": 64, "hidden_dim": 32,
+        "bottleneck_dim": 16, "momentum": 0.9, "freeze_last_layer": 0.2,
+    },
+    "mae": {"size_px": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+}  # fmt: skip
+VIT = {"name": "test_vit", "patch_size": 8}
+
+
+def small(method: str, backbone: Any = None, **train: Any) -> dict[str, Any]:
+    """A recipe for a run of a few seconds; without a backbone, the smallest that the method takes."""
+    backbone = backbone or (VIT if method == "mae" else "test_resnet")
+    settings = {"batch_size": 8, "steps": 6, "optimizer": "adamw", "lr": 1e-3, "log_every_steps": 2, **train}
+    return {"backbone": backbone, "method": {"name": method, **METHODS[method]}, "train": settings}
