@@ -63,7 +63,8 @@ def test_every_method_trains_every_backbone_it_takes(name: str, backbone: str) -
 
 @pytest.mark.parametrize("name", names("methods"))
 def test_a_run_of_steps_lowers_the_loss(name: str) -> None:
-    method = build(name)
+    # With its teacher and centre held still, DINO's loss is a plain cross entropy, which has to fall.
+    method = build(name, **({"momentum": 1.0, "center_momentum": 1.0} if name == "dino" else {}))
     views = seen(method, 8)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3, weight_decay=0)
     found = []
@@ -75,8 +76,7 @@ def test_a_run_of_steps_lowers_the_loss(name: str) -> None:
         optimizer.step()
         method.after_step(step / 40)
         optimizer.zero_grad()
-    # DINO starts low, with all images on the prototypes that the uncentred teacher prefers, and climbs first.
-    assert found[-1] < 0.9 * max(found)
+    assert found[-1] < 0.9 * found[0]
 
 
 # SimCLR
@@ -105,8 +105,8 @@ def test_dino_loss_and_centre_are_lightlys() -> None:
     theirs = DINOLoss(16, center_momentum=0.9).double()
     theirs.center.copy_(torch.randn(16, dtype=torch.float64) / 10)
     centre = theirs.center.view(-1).clone()
-    ours = dino_loss(teacher, student, centre, 0.0625, 0.1)
-    assert abs(ours - theirs(list(teacher), list(student), teacher_temp=0.0625)  # it holds that in float32) < 1e-12
+    ours = dino_loss(teacher, student, centre, 0.0625, 0.1)  # lightly holds the temperature in float32
+    assert abs(ours - theirs(list(teacher), list(student), teacher_temp=0.0625)) < 1e-12
     assert (centre.lerp(teacher.mean((0, 1)), 0.1) - theirs.center.view(-1)).abs().max() < 1e-12
 
 

@@ -96,3 +96,9 @@ def create(name: str, **options: Any) -> Backbone:
     family, _, model = name.rpartition("/")
     backbone: Backbone = named("backbones", family or "timm").create(model, **options)
     return backbone
+
+
+def maskable(name: str) -> bool:
+    """Whether `create(name)` gives a `MaskableBackbone`, without building it; `UsageError` for an unknown name."""
+    family, _, model = name.rpartition("/")
+    return bool(named("backbones", family or "timm").maskable(model))

@@ -30,10 +30,8 @@ def create(
     pool        ViT only: `token` (class token) or `avg` (mean of the normalised patch tokens)
     drop_path   rate of stochastic depth while training (Huang et al., 2016)
     """
-    if model not in timm.list_models():
-        raise UsageError(f"timm has no model {model!r}{nearest(model, timm.list_models())}; see timm.list_models()")
     args: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
-    if not timm.models.is_model_in_modules(model, ["vision_transformer"]):
+    if not maskable(model):
         if patch_size is not None or pool is not None:
             raise UsageError(f"{model} is not a plain ViT: it takes neither backbone.patch_size nor backbone.pool")
         return TimmPyramid(model, args, img_size)
@@ -45,10 +43,17 @@ def create(
     return TimmViT(model, args)
 
 
+def maskable(model: str) -> bool:
+    """Whether it is a plain ViT; `UsageError` for a name that timm does not know."""
+    if model not in timm.list_models():
+        raise UsageError(f"timm has no model {model!r}{nearest(model, timm.list_models())}; see timm.list_models()")
+    return bool(timm.models.is_model_in_modules(model, ["vision_transformer"]))
+
+
 def from_config(config: dict[str, Any]) -> Backbone:
     """The architecture that `Backbone.config` described, with random weights."""
     args, size = dict(config.get("model_args", {})), int(config["pretrained_cfg"]["input_size"][-1])
-    if timm.models.is_model_in_modules(config["architecture"], ["vision_transformer"]):
+    if maskable(config["architecture"]):
         return TimmViT(config["architecture"], args)
     return TimmPyramid(config["architecture"], args, size)
 
@@ -128,8 +133,8 @@ class TimmPyramid(_Timm):
 
     def __init__(self, model: str, args: dict[str, Any], img_size: int | None) -> None:
         super().__init__(model, args, img_size)
-        self.strides = tuple(self.network.feature_info.reduction())
-        self.channels = tuple(self.network.feature_info.channels())
+        self.strides = tuple(level["reduction"] for level in self.network.feature_info)
+        self.channels = tuple(level["num_chs"] for level in self.network.feature_info)
 
 
 class TimmViT(_Timm, MaskableBackbone):
