@@ -1,0 +1,124 @@
+"""Points: `images/x.jpg` with `labels/x.txt`, a line `x y class` an object (or `x,y,class`), in pixels.
+
+An empty label file says that the image shows no object; a missing one says nothing, so the image is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ssl_pretrain.data.decode import Rejected, escape, read_bytes, scan
+from ssl_pretrain.data.readers import LabelledImage, LabelledSet, classes_of, number, size_or_none, split_of
+from ssl_pretrain.errors import DataError
+
+LAYOUT = "images/ with labels/<name>.txt of lines `x y class`"
+_MAX_LABEL_BYTES = 64 << 20
+
+
+def recognise(root: Path) -> bool:
+    """Whether there are label files whose first line is a point, or label files without any line."""
+    if not (root / "labels").is_dir():
+        return False
+    for name in sorted(_label_files(root)):
+        try:
+            lines = _lines(root / "labels" / name)
+        except (Rejected, UnicodeDecodeError):
+            continue
+        if lines:
+            try:
+                _point(lines[0])
+            except ValueError:
+                return False
+            return True
+    return (root / "images").is_dir()
+
+
+def read(root: Path) -> LabelledSet:
+    """All images that have a label file, with their points as boxes without size."""
+    label_files = _label_files(root)
+    names = scan([root / "images"]).names if (root / "images").is_dir() else []
+    if not names:
+        raise DataError(f"{escape(str(root))} has {len(label_files)} label files in labels/ but no image in images/")
+    if not label_files:
+        raise DataError(f"{escape(str(root))} has {len(names)} images in images/ but no label file in labels/")
+    problems: list[str] = []
+    images: list[LabelledImage] = []
+    used: dict[str, str] = {}
+    for name in names:
+        label_file = _stem(name) + ".txt"
+        if label_file not in label_files:
+            problems.append(f"{escape(name)}: left out, missing label file (unlabelled)")
+        elif label_file in used:
+            problems.append(f"{escape(name)}: left out, {escape(used[label_file])} has the same label file")
+        else:
+            used[label_file] = name
+            image = _image(root, name, label_file, problems)
+            if image is not None:
+                images.append(image)
+    for label_file in sorted(label_files - used.keys()):
+        problems.append(f"{escape(label_file)}: labels without an image (missing image)")
+    count = sum(len(image.labels) for image in images)
+    classes = classes_of(images)
+    found = f"{count} points of {len(classes)} classes in {len(images)} labelled of {len(names)} images"
+    return LabelledSet("points", found, "point", classes, tuple(images), tuple(problems))
+
+
+def _label_files(root: Path) -> set[str]:
+    """Relative to `labels/`."""
+    folder = root / "labels"
+    found = (path.relative_to(folder) for path in folder.rglob("*.txt"))
+    return {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines that say something. Raises `Rejected` or `UnicodeDecodeError`."""
+    try:
+        text = read_bytes(path, _MAX_LABEL_BYTES).decode("utf-8-sig")
+    except Rejected as why:
+        if why.reason == "empty":
+            return []
+        raise
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _point(line: str) -> tuple[float, float, str]:
+    """x, y and the class; raises `ValueError`."""
+    x, y, label = re.split(r"\s*,\s*|\s+", line, maxsplit=2)
+    if re.fullmatch(r"[-+.\deE]+([\s,]+[-+.\deE]+)+", label):
+        raise ValueError("more than three numbers")
+    return number(x), number(y), escape(label)
+
+
+def _image(root: Path, name: str, label_file: str, problems: list[str]) -> LabelledImage | None:
+    size_px = size_or_none(root / "images" / name, problems, name)
+    if size_px is None:
+        return None
+    try:
+        lines = _lines(root / "labels" / label_file)
+    except (Rejected, UnicodeDecodeError) as error:
+        problems.append(f"{escape(label_file)}: left out with its image, cannot be read ({escape(str(error))})")
+        return None
+    if not lines:
+        problems.append(f"{escape(label_file)}: empty label file (no objects)")
+    points: list[tuple[float, float]] = []
+    labels: list[str] = []
+    for i, line in enumerate(lines, 1):
+        try:
+            x, y, label = _point(line)
+        except ValueError:
+            problems.append(f"{escape(label_file)}: malformed line {i}: {escape(line[:80])}")
+            continue
+        if not (0 <= x <= size_px[0] and 0 <= y <= size_px[1]):
+            problems.append(f"{escape(label_file)}: point {i} at ({x:g}, {y:g}) is outside the image")
+            continue
+        points.append((x, y))
+        labels.append(label)
+    boxes_N4 = np.tile(np.array(points, np.float64).reshape(-1, 2), (1, 2))
+    return LabelledImage(root / "images" / name, size_px, boxes_N4, tuple(labels), escape(name), split_of(name))

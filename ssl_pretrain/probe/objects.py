@@ -1,0 +1,390 @@
+"""Labelled objects as small square images, and their features: what every probe looks at.
+
+A detector sees objects, so features are judged on objects: each box or point of a labelled set becomes one crop. The
+crops are cut once and can be embedded again and again while a backbone trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_pretrain import rng
+from ssl_pretrain.backbones import Backbone
+from ssl_pretrain.data.decode import Rejected, decode, read_bytes
+from ssl_pretrain.data.readers import LabelledImage, LabelledSet
+from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
+
+MARGIN = 0.1
+BANK_FRACTION = 0.65
+VALIDATION = {"val", "valid", "validation", "dev"}
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The objects of a labelled set, cut out, and on which side of the probe each one is."""
+
+    crops_NSSC: np.ndarray
+    """uint8 RGB, N * S * S * 3 bytes: 31,285 objects take 0.4 GB at 64 px and 4.7 GB at 224 px."""
+    label_N: np.ndarray
+    """int64, index into `classes`."""
+    image_N: np.ndarray
+    """int64, index of its image in `LabelledSet.images`."""
+    unit_N: np.ndarray
+    """int64: images of one group (patient, slide) or with the same bytes share a unit. Units, not objects, are
+    independent: they are split as a whole, never vote for themselves, and are what the bootstrap resamples."""
+    train_N: np.ndarray
+    """bool: in the bank (and what a linear probe is trained on); the rest are the queries."""
+    square_N3: np.ndarray
+    """float64: left, top and side of the square in its image, in pixels."""
+    classes: tuple[str, ...]
+    source: str
+    """Which reader found what."""
+    rule: str
+    """How the squares were laid, in words."""
+    split: str
+    """How bank and queries were parted, in words."""
+    seed: int
+    fingerprint: str
+    """Of image bytes, squares and labels; independent of folder and file names."""
+    unreadable_images: int
+    degenerate_objects: int
+    """No area, not finite, or centred outside the image."""
+    problems: tuple[str, ...]
+    """What a reader of the score should know, one line each."""
+
+    @property
+    def size_px(self) -> int:
+        """Side S of the crops."""
+        return int(self.crops_NSSC.shape[1])
+
+
+def cut(
+    labelled: LabelledSet,
+    size_px: int,
+    *,
+    margin: float = MARGIN,
+    point_px: int = 80,
+    bank_fraction: float = BANK_FRACTION,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Objects:
+    """Cuts every labelled object of a data set as a `size_px` square, antialiased (Pillow, bilinear as in the views).
+
+    The square around a box has the side max(w, h) * (1 + 2 * margin): the aspect ratio stays, and a rim of the
+    surrounding, 10 % of the longer side by default, tells the object from its background. A point gets `point_px`
+    pixels around it. A labelled image becomes its whole self, padded to a square: a centre crop could lose the one
+    particle that the label means. Beyond the image its edge pixels go on: black would be a sharp feature that no view
+    of the pretraining has, and would tell the network where in the field an object lay.
+
+    The split is the data set's own where it has one: test images are the queries (val ones when no test is labelled),
+    the others are the bank, and images in no split are left out. Otherwise a permutation of the units, keyed by `seed`
+    and by the images' bytes (not their names), puts `bank_fraction` of them into the bank; of up to 100 permutations
+    the first that has the rare classes on both sides.
+
+    `workers` threads decode (default: up to 8), each image once. Raises `DataError` when no objects are left on one of
+    the sides, `UsageError` for sizes that make no sense.
+    """
+    if min(size_px, point_px) < 1 or min(margin, seed) < 0 or not 0 < bank_fraction < 1:
+        raise UsageError("cut: size_px, point_px are 1 or more, margin, seed 0 or more, bank_fraction between 0 and 1")
+    fields, degenerate = _lay(labelled, margin, point_px)
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        # Decoding puts the process-wide warning filters aside and back; several threads at it would mix them up.
+        warnings.simplefilter("ignore")
+        for field, digest in zip(fields, pool.map(lambda field: _digest(field.image.path), fields), strict=True):
+            field.digest = digest
+        hashed = [field for field in fields if field.digest]
+        parted, split, problems = _part(hashed, bank_fraction, seed)
+        crops_NSSC, good, faults = _cut_all(parted, size_px, pool)
+    failed = [f"{field.image.path.name}: cannot be read" for field in fields if not field.digest] + faults
+    repeats = [len(field.label_M) for field in good]
+    objects = Objects(
+        crops_NSSC=crops_NSSC,
+        label_N=np.concatenate([np.zeros(0, np.int64), *(field.label_M for field in good)]),
+        image_N=np.repeat(np.array([field.index for field in good], np.int64), repeats),
+        unit_N=np.repeat(np.array([field.unit for field in good], np.int64), repeats),
+        train_N=np.repeat(np.array([field.bank for field in good], bool), repeats),
+        square_N3=np.concatenate([np.zeros((0, 3)), *(field.square_M3 for field in good)]),
+        classes=labelled.classes,
+        source=f"{labelled.format}: {labelled.found}",
+        rule=_rule(labelled.kind, margin, point_px),
+        split=split,
+        seed=seed,
+        fingerprint=_fingerprint(hashed),
+        unreadable_images=len(failed),
+        degenerate_objects=degenerate,
+        problems=(*problems, *_losses(labelled, failed, degenerate)),
+    )
+    return _checked(objects)
+
+
+def embed(
+    backbone: Backbone,
+    crops_NSSC: np.ndarray,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> np.ndarray:
+    """Features (N, D), float32, each of length 1, of uint8 RGB crops (N, S, S, 3), without augmentation.
+
+    The backbone runs in eval mode and in float32 (or its own dtype) also under a caller's autocast, so that the probe
+    of a running training and a later one of its artefact agree; then every module gets its mode back, and the
+    backbone its device. Raises `SslPretrainError` when a feature is not finite.
+    """
+    there = torch.device(device) if device is not None else device_of(backbone)
+    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
+    mean_C11 = torch.tensor(backbone.input.mean, device=there).view(3, 1, 1)
+    std_C11 = torch.tensor(backbone.input.std, device=there).view(3, 1, 1)
+    parts = [np.zeros((0, backbone.dim), np.float32)]
+    # no_grad, not inference_mode: what a network caches on its first call would be unusable in training afterwards.
+    with _evaluating(backbone, there), torch.no_grad(), torch.autocast(there.type, enabled=False):
+        for start in range(0, len(crops_NSSC), batch_size):
+            x_BSSC = torch.from_numpy(crops_NSSC[start : start + batch_size]).to(there)
+            x_BCSS = (x_BSSC.permute(0, 3, 1, 2).float() / 255 - mean_C11) / std_C11
+            z_BD: Tensor = backbone(x_BCSS.to(dtype)).float()
+            parts.append(torch.nn.functional.normalize(z_BD, dim=1).cpu().numpy())
+    z_ND: np.ndarray = np.concatenate(parts)
+    broken = int((~np.isfinite(z_ND)).any(axis=1).sum())
+    if broken:
+        raise SslPretrainError(
+            f"{backbone.name} gives features that are not finite for {broken} of {len(z_ND)} objects: "
+            "its weights are damaged or the training diverged"
+        )
+    return z_ND
+
+
+@contextmanager
+def _evaluating(backbone: Backbone, device: torch.device) -> Iterator[None]:
+    """Eval mode on a device; afterwards all as before: a frozen BatchNorm may be in eval inside a training net."""
+    home = device_of(backbone)
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.to(device).eval()
+    try:
+        yield
+    finally:
+        backbone.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+def device_of(backbone: Backbone) -> torch.device:
+    """Where its parameters are; the CPU when it has none."""
+    return next((p.device for p in backbone.parameters()), torch.device("cpu"))
+
+
+@dataclass
+class _Field:
+    """One labelled image on its way: M objects that can be cut."""
+
+    index: int
+    image: LabelledImage
+    square_M3: np.ndarray
+    label_M: np.ndarray
+    digest: str = ""
+    unit: int = -1
+    bank: bool = False
+
+
+def _lay(labelled: LabelledSet, margin: float, point_px: int) -> tuple[list[_Field], int]:
+    """The images with at least one sound object, their squares and labels; and how many objects are not sound."""
+    number = {name: index for index, name in enumerate(labelled.classes)}
+    fields: list[_Field] = []
+    degenerate = 0
+    for index, image in enumerate(labelled.images):
+        square_N3, sound_N = _squares(image, labelled.kind, margin, point_px)
+        label_N = np.array([number[name] for name in image.labels], np.int64)
+        degenerate += int((~sound_N).sum())
+        if sound_N.any():
+            fields.append(_Field(index, image, square_N3[sound_N], label_N[sound_N]))
+    return fields, degenerate
+
+
+def _squares(image: LabelledImage, kind: str, margin: float, point_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left, top and side of the square around each object (N, 3), and whether the object is sound (N)."""
+    width, height = image.size_px
+    if kind == "image":
+        box_N4, grow = np.tile([0.0, 0.0, width, height], (len(image.labels), 1)), 1.0
+    else:
+        box_N4, grow = np.asarray(image.boxes_N4, np.float64).reshape(-1, 4), 1 + 2 * margin
+    with np.errstate(invalid="ignore"):  # infinity less infinity; compares as unsound
+        centre_N2, extent_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2, box_N4[:, 2:] - box_N4[:, :2]
+        # An object centred outside its image would be a crop of nothing but repeated edge.
+        sound_N = ((centre_N2 >= 0) & (centre_N2 < (width, height))).all(axis=1)
+        if kind == "point":
+            side_N = np.full(len(box_N4), float(point_px))
+        else:
+            side_N = extent_N2.max(axis=1, initial=0) * grow
+            sound_N &= (extent_N2 > 0).all(axis=1)
+        return np.column_stack([centre_N2 - side_N[:, None] / 2, side_N]), sound_N
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty when it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except Rejected:
+        return ""
+
+
+def _part(fields: list[_Field], bank_fraction: float, seed: int) -> tuple[list[_Field], str, list[str]]:
+    """Sets `unit` and `bank` of each field; returns those that take part, the split in words, and problems."""
+    _set_units(fields)
+    given = {field.image.split.lower() for field in fields if field.image.split is not None}
+    queries = {"test"} if "test" in given else given & VALIDATION
+    if not queries or not given - queries:
+        bank, units = _keyed_bank(fields, bank_fraction, seed)
+        for field in fields:
+            field.bank = field.unit in bank
+        return fields, f"{len(bank)} of {units} units into the bank, seed {seed}", []
+    problems = []
+    parted = [field for field in fields if field.image.split is not None]
+    for field in parted:
+        field.bank = (field.image.split or "").lower() not in queries
+    if len(parted) < len(fields):
+        problems.append(f"{len(fields) - len(parted)} labelled images are in no split and are left out")
+    asked = {field.digest for field in parted if not field.bank}
+    leaked = sum(field.bank and field.digest in asked for field in parted)
+    if leaked:
+        problems.append(f"{leaked} images of the bank are byte-identical to a query image and are left out")
+        parted = [field for field in parted if not (field.bank and field.digest in asked)]
+    words = f"the data set's own: {', '.join(sorted(given - queries))} as bank, {', '.join(sorted(queries))} as queries"
+    return parted, words, problems
+
+
+def _keyed_bank(fields: list[_Field], bank_fraction: float, seed: int) -> tuple[set[int], int]:
+    """The units of the bank, and how many there are at all.
+
+    Of up to 100 permutations the first is taken that has every class on both sides (classes of one unit aside), or
+    the one that lacks the fewest: by chance alone the rare classes are often missing on one side.
+    """
+    # By content, so that other file names or another order of the images give the same split.
+    units = list(dict.fromkeys(field.unit for field in sorted(fields, key=lambda field: field.digest)))
+    has_UC = np.zeros((len(units), 1 + max((int(field.label_M.max()) for field in fields), default=0)), bool)
+    row = {unit: i for i, unit in enumerate(units)}
+    for field in fields:
+        has_UC[row[field.unit], field.label_M] = True
+    count = min(max(round(bank_fraction * len(units)), 1), max(len(units) - 1, 0))
+    stream = rng.key(seed, "objects split")
+    fewest, best = len(has_UC[0]) + 1 if len(units) else 0, np.zeros(0, np.int64)
+    for attempt in range(100):
+        order = rng.permutation(rng.fold_in(stream, attempt), len(units))
+        both_C = has_UC[order[:count]].any(axis=0) & has_UC[order[count:]].any(axis=0)
+        lacking = int(((has_UC.sum(axis=0) > 1) & ~both_C).sum())
+        if lacking < fewest:
+            fewest, best = lacking, order[:count]
+        if fewest == 0:
+            break
+    return {units[i] for i in best}, len(units)
+
+
+def _set_units(fields: list[_Field]) -> None:
+    """Union-find over shared groups and shared bytes; a unit has the number of its first field."""
+    root = list(range(len(fields)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, field in enumerate(fields):
+        for name in [("bytes", field.digest)] + ([("group", field.image.group)] if field.image.group else []):
+            a, b = sorted((find(i), find(first.setdefault(name, i))))
+            root[b] = a
+    for i, field in enumerate(fields):
+        field.unit = find(i)
+
+
+def _losses(labelled: LabelledSet, failed: list[str], degenerate: int) -> list[str]:
+    """What is not in the score, one line each."""
+    lines = []
+    if labelled.problems:
+        lines.append(
+            f"{len(labelled.problems)} problems while reading the labels, the first one is {labelled.problems[0]}"
+        )
+    if failed:
+        lines.append(f"{len(failed)} labelled images cannot be used, the first one is {failed[0]}")
+    if degenerate:
+        lines.append(f"{degenerate} objects have no area or lie outside their image")
+    return lines
+
+
+def _cut_all(fields: list[_Field], size_px: int, pool: Executor) -> tuple[np.ndarray, list[_Field], list[str]]:
+    """The crops (N, S, S, 3) of the fields that could be used, these fields, and what was wrong with the others."""
+    counts = [len(field.label_M) for field in fields]
+    crops_NSSC = np.empty((sum(counts), size_px, size_px, 3), np.uint8)
+    parts = [crops_NSSC[end - n : end] for n, end in zip(counts, np.cumsum(counts), strict=True)]
+    faults = list(pool.map(_fill, fields, parts))
+    if any(faults):
+        crops_NSSC = crops_NSSC[np.repeat([not fault for fault in faults], counts)]
+    good = [field for field, fault in zip(fields, faults, strict=True) if not fault]
+    return crops_NSSC, good, [fault for fault in faults if fault]
+
+
+def _fill(field: _Field, crops_MSSC: np.ndarray) -> str:
+    """Decodes one image and writes its crops; returns what was wrong, or nothing."""
+    try:
+        image_HWC = decode(field.image.path)
+    except Rejected as error:
+        return f"{field.image.path.name}: {error.reason}, {error.detail}"
+    height, width = image_HWC.shape[:2]
+    if (width, height) != tuple(field.image.size_px):
+        return f"{field.image.path.name}: is {width}x{height}, its labels are for {field.image.size_px}"
+    for square_3, crop_SSC in zip(field.square_M3, crops_MSSC, strict=True):
+        crop_SSC[:] = _crop(image_HWC, square_3, len(crop_SSC))
+    return ""
+
+
+def _crop(image_HWC: np.ndarray, square_3: np.ndarray, size_px: int) -> np.ndarray:
+    """One square, in one resampling step from the image's own pixels; indices beyond the image repeat its edge."""
+    x, y, side = (float(value) for value in square_3)
+    left, top, right, bottom = math.floor(x), math.floor(y), math.ceil(x + side), math.ceil(y + side)
+    rows = np.arange(top, bottom).clip(0, image_HWC.shape[0] - 1)
+    columns = np.arange(left, right).clip(0, image_HWC.shape[1] - 1)
+    patch = Image.fromarray(np.ascontiguousarray(image_HWC[rows[:, None], columns]))
+    box = (x - left, y - top, min(x - left + side, patch.width), min(y - top + side, patch.height))
+    small = patch.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return np.asarray(small)
+
+
+def _rule(kind: str, margin: float, point_px: int) -> str:
+    beyond = "edge pixels repeated beyond the image"
+    if kind == "point":
+        return f"{point_px} px square around each point, {beyond}"
+    if kind == "image":
+        return f"whole image, padded to a square, {beyond}"
+    return f"square of {1 + 2 * margin:g} x the longer side around each box, {beyond}"
+
+
+def _fingerprint(fields: list[_Field]) -> str:
+    """16 hex digits; the order of the images does not count."""
+    parts = [field.digest.encode() + field.square_M3.tobytes() + field.label_M.tobytes() for field in fields]
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(part).digest() for part in parts))).hexdigest()[:16]
+
+
+def _checked(objects: Objects) -> Objects:
+    """The objects, with a line on classes that the bank lacks; `DataError` when one side is empty."""
+    train_N, label_N = objects.train_N, objects.label_N
+    if not train_N.any() or train_N.all():
+        why = f" ({objects.problems[0]})" if objects.problems else ""
+        raise DataError(
+            f"{objects.source}: {int(train_N.sum())} objects in the bank, {int((~train_N).sum())} queries{why}; "
+            "a probe needs objects of at least two images that are independent of each other"
+        )
+    lacking = np.setdiff1d(label_N[~train_N], label_N[train_N])
+    if len(lacking) == 0:
+        return objects
+    names = ", ".join(objects.classes[i] for i in lacking)
+    line = f"no object in the bank, so no query can be right: {names} ({int(np.isin(label_N, lacking).sum())} queries)"
+    return replace(objects, problems=(*objects.problems, line))

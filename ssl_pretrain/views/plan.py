@@ -1,0 +1,196 @@
+"""What is to be done to each image: every random parameter of every view, drawn at once, on the CPU, in numpy.
+
+A view is a pure function of (seed, epoch, image, view): each of its numbers is drawn from the key folded with those,
+so it is the same in any batch, at any place in it, on any number of ranks. An engine (`fused`, `reference`) carries
+the plan out and draws nothing.
+
+Legend: B images, V views of a spec, A views of all specs, N = B * A, T attempts at a crop, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_pretrain import rng
+from ssl_pretrain.views import ViewSpec
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+COLUMNS = (
+    "top",  # of the crop, in stored pixels; a whole number, as the next three
+    "left",
+    "height",
+    "width",
+    "hflip",  # 0 or 1
+    "vflip",  # 0 or 1
+    "turn",  # right angles, 0 to 3, counter-clockwise as torch.rot90's
+    "blur",  # gate: 0 or 1
+    "sigma",  # pixels of the view
+    "jitter",  # gate of the next eight
+    "brightness",  # factor
+    "contrast",  # factor
+    "saturation",  # factor
+    "hue",  # turns of the colour circle
+    "order_0",  # which of COLOUR_OPS comes first
+    "order_1",
+    "order_2",
+    "order_3",
+    "gray",  # gate
+    "solarize",  # gate
+)
+COLOUR_OPS = ("brightness", "contrast", "saturation", "hue")
+INDEX = {name: i for i, name in enumerate(COLUMNS)}
+
+ATTEMPTS = 10
+"""RandomResizedCrop's tries before it takes the central crop, as torchvision's."""
+DRAWS = 2 * ATTEMPTS + 19
+"""Random numbers of one view; which number serves which parameter is fixed, so that no gate shifts the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The parameters of all views of a batch."""
+
+    specs: tuple[ViewSpec, ...]
+    """In the order of their views in `buffer`."""
+    buffer: npt.NDArray[np.float32]
+    """(B, A, C), contiguous: one copy takes it to a device. float32 holds whole numbers up to 2^24 exactly."""
+
+    def of(self, spec_index: int) -> npt.NDArray[np.float32]:
+        """(B, V, C): the views of one spec; no copy."""
+        first = sum(spec.count for spec in self.specs[:spec_index])
+        return self.buffer[:, first : first + self.specs[spec_index].count]
+
+    def column(self, spec_index: int, name: str) -> npt.NDArray[np.float32]:
+        """(B, V): one parameter, by its name in `COLUMNS`, of the views of one spec; no copy."""
+        return self.of(spec_index)[..., INDEX[name]]
+
+
+def plan(
+    specs: Sequence[ViewSpec],
+    ids_B: npt.NDArray[np.integer],
+    size_B2: npt.NDArray[np.integer],
+    epoch: int,
+    seed: int,
+    window_px: float | None = None,
+    scale_B: npt.NDArray[np.floating] | None = None,
+) -> Plan:
+    """Draw the views of images `ids_B` (numbers in the pack), stored at `size_B2` (height, width) pixels.
+
+    With `window_px` all views of an image are cut from one random square of that side, in pixels of the original
+    image; `scale_B` is stored pixels per original pixel (1 if not given). An image smaller than the window gives
+    all it has.
+    """
+    views = [spec for spec in specs for _ in range(spec.count)]
+    size_px_B2: Ints = np.asarray(size_B2, dtype=np.int64)
+    if size_px_B2.shape != (len(ids_B), 2) or np.any(size_px_B2 < 1):
+        raise ValueError(f"size_B2 holds a height and a width of 1 or more for each of {len(ids_B)} images")
+    window_B4 = _windows(ids_B, size_px_B2, epoch, seed, window_px, scale_B)
+    key_B = rng.fold_in(rng.fold_in(rng.key(seed, "views"), epoch), np.asarray(ids_B))
+    u_BAD = rng.uniform(rng.fold_in(key_B[:, None], np.arange(len(views))), DRAWS)
+    buffer = np.empty((len(ids_B), len(views), len(COLUMNS)), dtype=np.float32)
+    for a, spec in enumerate(views):
+        crop, rest = u_BAD[:, a, : 2 * ATTEMPTS + 2], u_BAD[:, a, 2 * ATTEMPTS + 2 :]
+        buffer[:, a, :4] = _crops(spec, window_B4, crop)
+        buffer[:, a, 4:] = _ops(spec, rest)
+    return Plan(tuple(specs), buffer)
+
+
+def boxes(plan: Plan, spec_index: int) -> Ints:
+    """(B, V, 4): top, left, height, width of each view's crop in stored pixels."""
+    return plan.of(spec_index)[..., :4].astype(np.int64)
+
+
+def blur_kernel_px(spec: ViewSpec) -> int:
+    """Side of the Gaussian kernel: 3 standard deviations of the widest blur on each side.
+
+    Less where the view is too small to be reflected that far.
+    """
+    return 2 * min(math.ceil(3 * spec.blur_sigma[1]), spec.size_px - 1) + 1
+
+
+def _windows(
+    ids_B: npt.NDArray[np.integer],
+    size_B2: Ints,
+    epoch: int,
+    seed: int,
+    window_px: float | None,
+    scale_B: npt.NDArray[np.floating] | None,
+) -> Ints:
+    """(B, 4): top, left, height, width of the part of each image that its views are cut from."""
+    if window_px is None:
+        return np.concatenate([np.zeros_like(size_B2), size_B2], axis=1)
+    side_B = np.rint(window_px * (np.ones(len(ids_B)) if scale_B is None else np.asarray(scale_B)))
+    window_B2 = np.clip(side_B.astype(np.int64)[:, None], 1, size_B2)
+    key_B = rng.fold_in(rng.fold_in(rng.key(seed, "window"), epoch), np.asarray(ids_B))
+    return np.concatenate([_position(rng.uniform(key_B, 2), size_B2 - window_B2), window_B2], axis=1)
+
+
+def _position(u: Floats, room: Ints) -> Ints:
+    """Uniform whole numbers from 0 to `room`, both included."""
+    return np.floor(u * (room + 1)).astype(np.int64)
+
+
+def _crops(spec: ViewSpec, window_B4: Ints, u_BD: Floats) -> Ints:
+    """RandomResizedCrop, in distribution torchvision's: (B, 4) top, left, height, width.
+
+    Draws 0..T-1 are the attempts' areas, T..2T-1 their ratios, then the position. All attempts are drawn at once
+    and the first that fits is taken, which is what drawing one after another does.
+    """
+    height_B1, width_B1 = window_B4[:, 2:3], window_B4[:, 3:4]
+    area_BT = height_B1 * width_B1 * _between(spec.scale, u_BD[:, :ATTEMPTS])
+    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
+    ratio_BT = np.exp(_between((low, high), u_BD[:, ATTEMPTS : 2 * ATTEMPTS]))
+    h_BT = np.rint(np.sqrt(area_BT / ratio_BT)).astype(np.int64)
+    w_BT = np.rint(np.sqrt(area_BT * ratio_BT)).astype(np.int64)
+    fits_BT: npt.NDArray[np.bool_] = (h_BT > 0) & (h_BT <= height_B1) & (w_BT > 0) & (w_BT <= width_B1)
+    first_B1 = fits_BT.argmax(axis=1, keepdims=True)
+    drawn_B2 = np.concatenate([np.take_along_axis(x, first_B1, axis=1) for x in (h_BT, w_BT)], axis=1)
+    any_B1 = fits_BT.any(axis=1, keepdims=True)
+    size_B2 = np.where(any_B1, drawn_B2, _central(spec.ratio, window_B4[:, 2:]))
+    room_B2 = window_B4[:, 2:] - size_B2
+    corner_B2 = np.where(any_B1, _position(u_BD[:, 2 * ATTEMPTS :], room_B2), room_B2 // 2)
+    return np.concatenate([window_B4[:, :2] + corner_B2, size_B2], axis=1)
+
+
+def _central(ratio: tuple[float, float], size_B2: Ints) -> Ints:
+    """The crop (height, width) that is taken when no attempt fits: all of it, cut to the nearest allowed ratio."""
+    height_B, width_B = size_B2[:, 0], size_B2[:, 1]
+    cut_height_B = np.where(width_B < ratio[0] * height_B, np.rint(width_B / ratio[0]), height_B)
+    cut_width_B = np.where(width_B > ratio[1] * height_B, np.rint(height_B * ratio[1]), width_B)
+    # The clip is for ratios that lie wholly on one side of 1, which can round to nothing.
+    return np.clip(np.stack([cut_height_B, cut_width_B], axis=1).astype(np.int64), 1, size_B2)
+
+
+def _ops(spec: ViewSpec, u_BD: Floats) -> Floats:
+    """(B, C - 4): everything but the crop, in the order of `COLUMNS`, from the 17 draws that follow the crop's."""
+    turned_B = u_BD[:, 2] < spec.turn_p
+    factors_B3 = [
+        _between((max(0.0, 1.0 - strength), 1.0 + strength), u_BD[:, 7 + i])
+        for i, strength in enumerate((spec.brightness, spec.contrast, spec.saturation))
+    ]
+    columns = [
+        u_BD[:, 0] < spec.hflip_p,
+        u_BD[:, 1] < spec.vflip_p,
+        np.where(turned_B, 1 + np.floor(3 * u_BD[:, 3]), 0),
+        u_BD[:, 4] < spec.blur_p,
+        _between(spec.blur_sigma, u_BD[:, 5]),
+        u_BD[:, 6] < spec.jitter_p,
+        *factors_B3,
+        _between((-spec.hue, spec.hue), u_BD[:, 10]),
+        *np.argsort(u_BD[:, 11:15], axis=1, kind="stable").T,
+        u_BD[:, 15] < spec.gray_p,
+        u_BD[:, 16] < spec.solarize_p,
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _between(bounds: tuple[float, float], u: Floats) -> Floats:
+    """Uniform numbers in [0, 1) -> uniform numbers between the bounds."""
+    return bounds[0] + (bounds[1] - bounds[0]) * u

@@ -1,0 +1,214 @@
+"""Recipes and the command line as a newcomer meets them: each mistake is one clear line and its exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import small
+
+from ssl_pretrain import named
+from ssl_pretrain.cli import main
+from ssl_pretrain.data.pack import Pack
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.train.recipe import load
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+def test_words_win_over_the_recipe_and_the_recipe_over_defaults() -> None:
+    recipe = load(small("simclr"), ["--train.steps", "3", "--seed=7", "--backbone", "resnet18"])
+    assert (recipe.train.steps, recipe.top.seed, recipe.backbone.name, recipe.train.batch_size) == (3, 7, "resnet18", 8)
+    assert recipe.origin["train.steps"] == "command line"
+    assert recipe.origin["train.batch_size"] == "recipe"
+    assert "train.epochs" not in recipe.origin
+
+
+def test_the_resolved_recipe_reads_back_as_itself() -> None:
+    for method in named.names("methods"):
+        recipe = load(small(method), ["--views.turn_p", "0.75"])
+        assert load(yaml.safe_load(recipe.yaml())) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_that_is_shipped_is_valid(path: Path) -> None:
+    recipe = load(path)
+    assert recipe.optim("vit").lr > 0
+    assert recipe.specs()
+
+
+def test_the_views_section_changes_what_the_images_ask_for() -> None:
+    recipe = load({**small("dino"), "views": {"vflip_p": 0.5, "turn_p": 0.75, "gray_p": 0.0, "solarize_p": 0.1}})
+    for spec in recipe.specs():
+        assert (spec.vflip_p, spec.turn_p, spec.gray_p) == (0.5, 0.75, 0.0)
+    assert [spec.solarize_p for spec in recipe.specs()] == [0.0, 0.1, 0.0]
+
+
+def test_published_rates_follow_the_batch() -> None:
+    dino = load({"method": "dino", "backbone": "vit_small_patch16_224", "train": {"batch_size": 1024}})
+    assert dino.optim("vit").lr == pytest.approx(5e-4 * 4)
+    simclr = load({"method": "simclr", "train": {"batch_size": 1024}})
+    assert simclr.optim("convnet").lr == pytest.approx(0.075 * 32)  # 0.075 sqrt(batch), B.1 of the paper
+    assert load({"method": "simclr", "train": {"lr": 0.5}}).optim("convnet").lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "says"),
+    [
+        ({"trian": {}}, [], "unknown key 'trian' in the recipe (did you mean 'train'?)"),
+        ({"train": {"epocks": 3}}, [], "unknown key 'epocks' under 'train' (did you mean 'epochs'?)"),
+        ({"train": {"epochs": "many"}}, [], "train.epochs: Expected a int. Got value: many"),
+        ({"train": 3}, [], "'train' is a section"),
+        ({"train": {"precision": "fp8"}}, [], "train.precision"),
+        ({"train": {"batch_size": 0}}, [], "train.batch_size is 0"),
+        ({"method": {"name": "simcrl"}}, [], "no method is called 'simcrl' (did you mean 'simclr'?)"),
+        ({"method": {"name": "simclr", "temprature": 1}}, [], "did you mean 'temperature'"),
+        ({"method": {"name": "simclr", "scale": [0.5, 0.1]}}, [], "scale of view"),
+        ({"backbone": "resnet19"}, [], "timm has no model 'resnet19' (did you mean 'resnet1"),
+        ({}, ["--train.epochz", "3"], "unknown option --train.epochz (did you mean '--train.epochs'?)"),
+        ({}, ["--train.epochs"], "expected one argument"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(given: dict[str, object], words: list[str], says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load({**small("simclr"), **given}, words)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_mae_with_a_resnet_is_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(
+        UsageError, match="mae hides patches from the network, which resnet18 cannot do: it takes plain"
+    ):
+        load({"method": "mae", "backbone": "resnet18"})
+
+
+def test_no_method_is_refused() -> None:
+    with pytest.raises(UsageError, match="names no method"):
+        load({"backbone": "resnet18"})
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = main([str(word) for word in words])
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small("simclr")))
+    return path
+
+
+def test_bad_input_is_one_line_and_its_exit_code(
+    recipe: Path, pack: Pack, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, texts, out = tmp_path / "empty", tmp_path / "texts", tmp_path / "out"
+    empty.mkdir()
+    texts.mkdir()
+    (texts / "a.jpg").write_text("no image")
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        ((), 64, ""),
+        (("pertrain",), 64, "did you mean 'pretrain'"),
+        (("pretrain",), 64, "pretrain needs a recipe"),
+        (("pretrain", tmp_path / "recipes.yaml"), 64, "did you mean 'recipe.yaml'"),
+        (("pretrain", recipe, "--out", out), 64, "--data"),
+        (("pretrain", recipe, "--data", tmp_path / "no", "--out", out), 65, "there is no folder or pack"),
+        (("pretrain", recipe, "--data", empty, "--out", out), 65, "no images in"),
+        (("pretrain", recipe, "--data", texts, "--out", out), 65, "rejected"),
+        (("pretrain", recipe, "--data", pack.folder, "--out", out, "--train.batch_size", 64), 64, "only 40 images"),
+        (("pretrain", recipe, "--data", pack.folder, "--out", recipe), 74, "cannot write to"),
+        (("pretrain", recipe, "--data", "synthetic:x", "--out", out), 64, "synthetic:N"),
+        (("probe", "pixels", "--data", images), 65, ""),
+        (("probe", "pixels", "--data", tmp_path / "no"), 65, "there is no folder or pack"),
+        (("probe", "nothing", "--data", "synthetic:1"), 64, "nothing does not exist"),
+        (("probe", "pixels"), 64, "--data"),
+        (("pack", images, "--out", tmp_path / "p", "--short-side", "big"), 64, "--short-side"),
+        (("pack", images), 64, "--out"),
+        (("pack", empty, "--out", tmp_path / "p"), 65, "no images"),
+        (("export", tmp_path / "no", "--out", out), 64, "does not exist"),
+        (("export", empty, "--out", out), 64, "is not an artefact"),
+        (("export", empty, "--to", "tim", "--out", out), 64, "did you mean 'timm'"),
+        (("report", tmp_path / "no"), 64, ""),
+    ]
+    for words, expected, says in cases:
+        code, line = run(capsys, *words)
+        assert code == expected, (words, line)
+        assert says in " ".join(line.split()), (words, line)
+        assert line.count("\n") <= 1 and "Traceback" not in line, (words, line)
+
+
+def test_help_is_for_reading(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["pack", "--help"], ["probe", "--help"], ["pretrain", "--help"]):
+        try:
+            assert main(words) == 0
+        except SystemExit as end:
+            assert end.code == 0
+        assert "usage" in capsys.readouterr().out
+    assert main(["pretrain", str(recipe), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--method.temperature" in text and "Of the softmax over cosine similarities." in text
+
+
+def modules_after(code: str) -> set[str]:
+    code = f"{code}\nimport sys\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    return set(done.stdout.split())
+
+
+DATA = [f"data.{n}" for n in named.names("data")] + [f"data.readers.{n}" for n in named.names("data.readers")]
+
+
+@pytest.mark.parametrize(
+    ("code", "never"),
+    [
+        ("import ssl_pretrain", ["torch", "numpy", "timm", "lightning", "kornia", "faiss", "lightly"]),
+        ("import ssl_pretrain.cli", ["torch", "timm", "lightning", "kornia", "faiss", "lightly"]),
+        (
+            "import ssl_pretrain.artefact, ssl_pretrain.detectors, ssl_pretrain.backbones.timm",
+            ["lightning", "pytorch_lightning", "faiss", "kornia", "lightly", "ssl_pretrain.views", "ssl_pretrain.data",
+             "ssl_pretrain.methods", "ssl_pretrain.train", "ssl_pretrain.probe", "ssl_pretrain.export"],
+        ),
+        *(
+            (f"import ssl_pretrain.methods.{name}",
+             ["lightning", "faiss", "ssl_pretrain.data", "ssl_pretrain.train", "ssl_pretrain.probe",
+              "ssl_pretrain.export", *(f"ssl_pretrain.methods.{o}" for o in named.names("methods") if o != name)])
+            for name in named.names("methods")
+        ),
+        (
+            "; ".join(f"import ssl_pretrain.{name}" for name in DATA),
+            ["torch", "kornia", "lightning", "ssl_pretrain.methods"],
+        ),
+        (
+            "; ".join(f"import ssl_pretrain.{kind}.{n}" for kind in ("probe", "export") for n in named.names(kind)),
+            ["ssl_pretrain.train", "ssl_pretrain.methods", "lightning"],
+        ),
+    ],
+)  # fmt: skip
+def test_imports_go_down_only(code: str, never: list[str]) -> None:
+    loaded = modules_after(code)
+    assert not loaded & set(never)
+    if "cli" not in code:
+        assert not loaded & {"ultralytics", "detectron2", "mmdet", "transformers", "onnx"}
+
+
+def test_training_names_no_method_reader_or_probe() -> None:
+    train = Path(__file__).parents[1] / "ssl_pretrain" / "train"
+    banned = [f"methods.{n}" for n in named.names("methods")] + [f"probe.{n}" for n in named.names("probe")]
+    banned += [f"readers.{n}" for n in named.names("data.readers")]
+    for path in train.glob("*.py"):
+        text = path.read_text()
+        assert not [name for name in banned if name in text.replace('"', "")], path
+
+
+def test_every_public_name_can_be_had() -> None:
+    import ssl_pretrain
+
+    for name in ssl_pretrain.__all__:
+        assert callable(vars(ssl_pretrain).get(name) or getattr(ssl_pretrain, name))
+    with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
+        _ = ssl_pretrain.pretrian
