@@ -133,10 +133,10 @@ def _section(path: Path) -> str:
 
 
 def _table(text: str) -> str:
-    r"""`recipe.yaml` as rows of key, value and origin; a line of another form stands as it is.
+    """`recipe.yaml` as rows of key, value and origin; a line of another form stands as it is.
 
     >>> _table("seed: 0    # default")
-    '<table>\n<tr class="default"><td>seed</td><td>0</td><td>default</td></tr>\n</table>'
+    '<table>\\n<tr class="default"><td>seed</td><td>0</td><td>default</td></tr>\\n</table>'
     """
     rows = []
     for line in filter(str.strip, text.splitlines()):

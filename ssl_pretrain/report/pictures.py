@@ -67,6 +67,7 @@ def draw(run: Path, console: Console) -> list[Path]:
     """
     folder = _Run(run, _recipe(run), console)
     kinds: dict[str, Callable[[_Run], Figure | None]]
+    kinds: dict[str, Callable[[_Run], Figure | None]]
     kinds = {"views": views, "curves": curves, "neighbours": neighbours, "reconstructions": reconstructions}
     written: list[Path] = []
     missing: dict[str, list[str]] = {}
