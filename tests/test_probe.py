@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightly.utils.benchmarking.knn import knn_predict
 from PIL import Image
 from rich.console import Console
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -225,6 +225,7 @@ def test_resampling_is_seeded_and_in_blocks(monkeypatch):
     assert (again[0] == again[1]).all() and (again[0] != again[2]).any()
     blocks = list(knn._resamples(1_500_000, 3, 0))
     assert [len(block) for block in blocks] == [2, 1]
+    assert (blocks[0][0] != blocks[1][0]).any()
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def labelled(folder, images, kind="box", classes=("a", "b")):
 
 
 def test_boxes_are_where_they_are(tmp_path):
-    boxes = [[10, 6, 14, 8], [9.5, 5.5, 11.5, 7.5], [10, 5, 18, 9]]
+    boxes = [[10, 6, 14, 8], [9.5, 5.5, 12, 8], [10, 5, 18, 9]]
     objects = cut(
         labelled(tmp_path, [(ramp(), boxes, "aba", "", "train"), (ramp(blue=9), [[4, 4, 8, 8]], "a", "", "test")]),
         4,
@@ -266,8 +267,8 @@ def test_boxes_are_where_they_are(tmp_path):
     np.testing.assert_array_equal(objects.label_N, [0, 1, 0, 0])
     np.testing.assert_array_equal(objects.image_N, [0, 0, 0, 1])
     np.testing.assert_array_equal(objects.train_N, [True, True, True, False])
-    # half a pixel: 2 px from column 9.5, drawn as 4; on a ramp of 8 a column, the centres 9.75... are 9.25 columns in
-    np.testing.assert_allclose(objects.crops_NSSC[1, 1:3, 1:3, 0].mean(), 8 * 10.0, atol=1)
+    # 2.5 px from column 9.5 on, centred at 10.75, which on this ramp of 8 a column is worth 8 * (10.75 - 0.5)
+    assert objects.crops_NSSC[1, 1:3, 1:3, 0].mean() == pytest.approx(82, abs=1)
     # 8 px to 4: pairs of columns 10, 11 ... 16, 17
     np.testing.assert_allclose(objects.crops_NSSC[2, 1, 1:3, 0], [8 * 12.5, 8 * 14.5], atol=1)
     np.testing.assert_array_equal(objects.crops_NSSC[3], ramp(blue=9)[4:8, 4:8])
@@ -563,6 +564,27 @@ def test_probe_again_on_the_same_objects(tmp_path):
     for wrong in ({"k": 0}, {"ks": (0, 1)}, {"temperature": 0.0}, {"rounds": 0}, {"seed": -1}):
         with pytest.raises(UsageError):
             knn_probe(create("pixels/4"), objects, **wrong)
+
+
+def test_score_in_its_parts(tmp_path):
+    objects = cut(colours(tmp_path, contrast=1), 16)
+    z_ND, bank = embed(create("pixels/4"), objects.crops_NSSC), objects.train_N
+    found = score(objects, z_ND, "pixels/4", rounds=100, seed=5)
+    near = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    predicted_Q = near.fit(z_ND[bank], objects.label_N[bank]).predict(z_ND[~bank])
+    true_Q, unit_Q = objects.label_N[~bank], objects.unit_N[~bank]
+    np.testing.assert_array_equal(found.confusion_CC, confusion_matrix(true_Q, predicted_Q, labels=range(4)))
+    assert bootstrap(counts(true_Q, predicted_Q, unit_Q, 4), 100, 5) == (
+        found.accuracy,
+        found.balanced_accuracy,
+        found.macro_f1,
+    )
+    recalls = recall_score(true_Q, predicted_Q, average=None, labels=range(3))
+    precisions = precision_score(true_Q, predicted_Q, average=None, labels=range(3))
+    assert [row.recall for row in found.classes[:3]] == pytest.approx(list(recalls))
+    assert [row.precision for row in found.classes[:3]] == pytest.approx(list(precisions))
+    assert list(recalls) != pytest.approx(list(precisions))
+    assert [row.bank for row in found.classes] == np.bincount(objects.label_N[bank], minlength=4).tolist()
 
 
 def test_neighbours_for_pictures(tmp_path):

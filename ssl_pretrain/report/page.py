@@ -19,7 +19,8 @@ CAPTIONS = {
     "views": (
         "What the method sees",
         "Source images with the crops of their views (numbers), and the views as the network is given them. Views of "
-        "one image should still show the same objects; if they do not, set views.window_px or a larger scale.",
+        "one image should still show the same objects; if they do not, set views.window_px or a larger scale. Where "
+        "nothing is left of a view, the colour jitter is too strong for these images.",
     ),
     "curves": (
         "How training went",
@@ -28,7 +29,7 @@ CAPTIONS = {
     ),
     "neighbours": (
         "What the features hold to be alike",
-        "Labelled objects that are no neighbours of themselves: each with the most similar objects of other images.",
+        "Labelled objects (left), each with the objects of other images that the backbone holds to be most like it.",
     ),
     "reconstructions": ("What the decoder draws", "From the patches that the encoder saw, at the newest checkpoint."),
 }
@@ -42,7 +43,7 @@ p { margin: .3rem 0 .8rem; max-width: 46rem; color: #4a545e }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0 }
 dt { color: #4a545e } dd { margin: 0; font-weight: 600 }
 .picture { overflow-x: auto; border: 1px solid #dde2e6; border-radius: 6px }
-.picture img { display: block; width: 100%; min-width: 40rem }
+.picture img { display: block; max-width: 100%; min-width: 40rem }
 .missing { background: #fff4d6; color: #4d3a00; padding: .6rem .9rem; border-radius: 6px; max-width: none }
 pre { background: #f3f5f7; padding: .7rem .9rem; border-radius: 6px; white-space: pre-wrap; margin: .5rem 0 }
 table { border-collapse: collapse; font-size: .88rem; width: 100% }

@@ -52,7 +52,7 @@ SAME, OTHER = "#1a9641", "#d7191c"
 """Frames of neighbours of the query's class and of another."""
 IMAGES, QUERIES, NEIGHBOURS = 4, 8, 8
 BLANK = 1.0
-"""Standard deviation, of 255, of a view in which the colour ops have left nothing: bright fields clip to white."""
+"""Standard deviation, of 255, below which a view shows nothing: strong colour ops take a bright field to white."""
 MOST_ON_CPU = 4000
 """Bank objects that are embedded where there is no GPU: a picture is not worth an hour. Evenly spaced in the bank."""
 HEADINGS = {"reconstruction": ("what the encoder saw", "what the decoder drew", "the image")}
@@ -66,7 +66,6 @@ def draw(run: Path, console: Console) -> list[Path]:
     `WriteError` where the folder cannot be written.
     """
     folder = _Run(run, _recipe(run), console)
-    kinds: dict[str, Callable[[_Run], Figure | None]]
     kinds: dict[str, Callable[[_Run], Figure | None]]
     kinds = {"views": views, "curves": curves, "neighbours": neighbours, "reconstructions": reconstructions}
     written: list[Path] = []
@@ -152,10 +151,7 @@ class _Sheet:
         place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(place)
         axes.imshow(x)
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.set_axis_off()
         return axes
 
     def text(self, left: float, bottom: float, words: str, size: float = 8, color: str = "black") -> None:
@@ -164,9 +160,11 @@ class _Sheet:
         self.figure.text(x, y, words, fontsize=size, color=color, va="baseline", parse_math=False)
 
 
-def _frame(axes: Axes, color: str, width: float) -> None:
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=color, linewidth=width)
+def _box(axes: Axes, box_4: Sequence[float] | NDArray[np.int64], ink: str, width: float = 1.6, line: str = "-") -> None:
+    """Top, left, height and width in pixels of the image that is shown there."""
+    top, left, height, width_px = (float(v) for v in box_4)
+    edge = Rectangle((left - 0.5, top - 0.5), width_px, height, fill=False, ec=ink, lw=width, ls=line)
+    axes.add_patch(edge).set_clip_on(False)  # an edge on the image's own would be cut in half
 
 
 def _shown(x_NCHW: Tensor, fed: InputSpec) -> list[NDArray[np.uint8]]:
@@ -191,21 +189,20 @@ def views(run: _Run) -> Figure:
     side = (tall - (rows - 1) * gap) / rows
     sheet = _Sheet(2 * gap + wide + columns * (side + gap), head + len(ids_B) * (tall + 2 * gap))
     _views_head(sheet, run, specs, gap)
-    for b, (source, outlines, window) in enumerate(_sources(feed, ids_B)):
+    for b, (source, outlines_V4, window_4) in enumerate(_sources(feed, ids_B)):
         top = head + b * (tall + 2 * gap)
         axes = sheet.picture(gap, top, wide, tall, source)
-        if window is not None:
-            _box(axes, window, "black", "", "--")
-        for v, (outline, ink) in enumerate(zip(outlines, inks, strict=True)):
-            _box(axes, outline, ink, str(v + 1), "-", v % 4)
+        if window_4 is not None:
+            _box(axes, window_4, "black", line="--")
+        for v, (tile, outline_4, ink) in enumerate(zip(tiles_BV[b], outlines_V4, inks, strict=True)):
+            _box(axes, outline_4, ink)
+            _number(axes, outline_4, v + 1, ink, corner=v % 4)
             left = 2 * gap + wide + v % columns * (side + gap)
-            tile = sheet.picture(left, top + v // columns * (side + gap), side, side, tiles_BV[b][v])
-            _frame(tile, ink, 2.0)
-            _number(tile, 0.0, 1.0, str(v + 1), ink, 0, tile.transAxes)
-            if tiles_BV[b][v].std((0, 1)).max() < BLANK:
-                tile.text(
-                    0.5, 0.5, "nothing left to see", transform=tile.transAxes, ha="center", fontsize=8, color=OTHER
-                )
+            view = sheet.picture(left, top + v // columns * (side + gap), side, side, tile)
+            _box(view, (0, 0, *tile.shape[:2]), ink, 2.2)
+            _number(view, (0, 0, *tile.shape[:2]), v + 1, ink, corner=0)
+            if tile.std((0, 1)).max() < BLANK:
+                view.text(0.5, 0.5, "nothing left", transform=view.transAxes, ha="center", fontsize=8, color=OTHER)
     return sheet.figure
 
 
@@ -240,21 +237,13 @@ def _sources(
         yield image(pack, int(place)).numpy(), box_BV4[b], window
 
 
-def _box(axes: Axes, box_4: NDArray[np.int64], ink: str, number: str, line: str, corner: int = 0) -> None:
+def _number(axes: Axes, box_4: Sequence[float] | NDArray[np.int64], number: int, ink: str, corner: int) -> None:
+    """A view's number inside a corner of its box (clockwise from the top left)."""
     top, left, height, width = (float(v) for v in box_4)
-    edge = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=ink, linewidth=1.6, linestyle=line)
-    axes.add_patch(edge).set_clip_on(False)  # an edge on the image's own would be cut in half
-    if number:
-        x, y = left + width * (corner in (1, 2)) - 0.5, top + height * (corner in (2, 3)) - 0.5
-        _number(axes, x, y, number, ink, corner, axes.transData)
-
-
-def _number(axes: Axes, x: float, y: float, number: str, ink: str, corner: int, frame: object) -> None:
-    """A view's number, inside the given corner (from the top left, clockwise)."""
+    right, low = corner in (1, 2), corner in (2, 3)
     axes.text(
-        x, y, number, color="white", fontsize=7, fontweight="bold", transform=frame,
-        ha="right" if corner in (1, 2) else "left", va="bottom" if corner in (2, 3) else "top",
-        bbox={"facecolor": ink, "edgecolor": "none", "pad": 1.5},
+        left + right * width - 0.5, top + low * height - 0.5, str(number), color="white", fontsize=7, weight="bold",
+        ha="right" if right else "left", va="bottom" if low else "top", bbox={"fc": ink, "ec": "none", "pad": 1.5},
     )  # fmt: skip
 
 
@@ -276,17 +265,18 @@ def curves(run: _Run) -> Figure:
     chance = run.method.chance(train.batch_size // train.accumulate).get("loss")
     if chance is not None:
         loss.axhline(chance, color="0.35", linestyle="--", label=f"nothing learned: {chance:.3g}")
-    loss.legend(loc="upper right")
     _knn(knn, lines, bool(run.recipe.probe.data))
     _curve(rate, *series(lines, "train/lr"), INKS[2], "learning rate")
-    rate.set_ylim(bottom=0)
     _curve(speed, *series(lines, "train/images_per_s"), INKS[4], "images/s")
-    speed.set_ylim(bottom=0)
-    titles = ("Loss", "k-NN balanced accuracy on labelled objects", "Learning rate", "Images per second")
-    for axes, title in zip((loss, knn, rate, speed), titles, strict=True):
+    titles = {loss: "Loss", knn: "k-NN balanced accuracy", rate: "Learning rate", speed: "Images per second"}
+    for axes, title in titles.items():
         axes.set_title(title, fontsize=10, loc="left")
         axes.set(xlabel="step", xlim=(0, 1.02 * last))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if axes in (rate, speed):
+            axes.set_ylim(bottom=0)
+        elif axes.get_legend_handles_labels()[1]:  # beside the title, where no curve can run
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -313,8 +303,7 @@ def _knn(axes: Axes, lines: list[dict[str, float]], asked: bool) -> None:
     axes.fill_between(steps, low, high, color=INKS[1], alpha=0.18, linewidth=0, label="95 % interval")
     axes.vlines(steps, low, high, color=INKS[1], alpha=0.5, linewidth=1.0)  # one probe alone has no band
     axes.plot(steps, values, color=INKS[1], marker="o", markersize=4, label=f"last {values[-1]:.3f}")
-    axes.set_ylim(0, min(1.0, 1.15 * max(high)))
-    axes.legend(loc="lower right")
+    axes.set_ylim(0, min(1.0, max(0.05, 1.15 * max(high))))
 
 
 # Neighbours
@@ -399,7 +388,7 @@ def _neighbour_sheet(run: _Run, some: Objects, query_Q: NDArray[np.int64], near_
 
 def _object(sheet: _Sheet, left: float, top: float, side: float, some: Objects, n: int, ink: str) -> None:
     """An object in a frame, with the name of its class above."""
-    _frame(sheet.picture(left, top, side, side, some.crops_NSSC[n]), ink, 2.2)
+    _box(sheet.picture(left, top, side, side, some.crops_NSSC[n]), (0, 0, some.size_px, some.size_px), ink, 2.2)
     name = some.classes[some.label_N[n]].replace("_", " ")
     for i, line in enumerate(reversed(textwrap.wrap(name, 16, max_lines=2, placeholder="…"))):
         sheet.text(left, top - 0.05 - 0.115 * i, line, size=7, color=ink)
