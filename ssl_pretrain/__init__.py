@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["knn_probe", "load_backbone", "pretrain"]
 __version__ = "0.1.0"
-__path__ = pkgutil.extend_path(__path__, __name__)
+# Folders with a project's own methods/, backbones/, data/readers/ or export/ files: `export SSL_PRETRAIN_PATH=mine`.
+__path__ += [folder for folder in os.environ.get("SSL_PRETRAIN_PATH", "").split(os.pathsep) if folder]
 
 _WHERE = {"knn_probe": "probe.knn", "load_backbone": "artefact", "pretrain": "train.loop"}
 

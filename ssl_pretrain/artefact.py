@@ -114,7 +114,7 @@ def load_backbone(folder: str | Path) -> MapBackbone:
         apart = (found[name] - map_BCHW).abs().max() / map_BCHW.abs().max().clamp_min(1e-12)
         if not apart <= TOLERANCE:
             raise DataError(f"{path} does not give the maps it was exported with: {name} is {apart:.1e} apart")
-    return MapBackbone(backbone, _config(path)["ssl_pretrain"])
+    return MapBackbone(backbone, _config(path)["ssl_pretrain"]).eval()
 
 
 def find(folder: Path) -> Path:

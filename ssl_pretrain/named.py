@@ -13,7 +13,7 @@ from ssl_pretrain.errors import UsageError
 def names(kind: str) -> list[str]:
     """The names that a folder of the package offers, sorted: `names("methods")` -> `["dino", "mae", "simclr"]`.
 
-    A folder `ssl_pretrain/<kind>/` anywhere on `sys.path` is read too, so a project can add its own file.
+    Files in `<kind>/` of a folder in the environment variable `SSL_PRETRAIN_PATH` count too.
     """
     package = importlib.import_module(f"ssl_pretrain.{kind}")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))

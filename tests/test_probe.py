@@ -503,6 +503,9 @@ def test_pixels_baseline():
     assert thumbnail.shape == (2, *backbone.channels, 16, 16) and backbone.strides == (4,)
     torch.testing.assert_close(backbone(x), thumbnail.flatten(1))
     torch.testing.assert_close(backbone(torch.full((1, 3, 50, 70), 0.25)), torch.full((1, 768), 0.25))
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::4] = 1  # between the sampling points of a thumbnail that is not antialiased
+    torch.testing.assert_close(backbone.maps(stripes)[0].mean(), torch.tensor(0.25), atol=0.02, rtol=0)
     assert (create("pixels/").name, create("pixels/8", img_size=32).strides) == ("pixels/16", (4,))
     assert not list(backbone.parameters()) and backbone.weights() == {}
     backbone.load_weights({})

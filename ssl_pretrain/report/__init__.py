@@ -5,6 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.train.recipe import Recipe, load
+
+
+def recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run; `UsageError` in one line where the folder is none."""
+    if (run / "recipe.yaml").is_file():
+        return load(run / "recipe.yaml")
+    if not run.is_dir():
+        raise UsageError(f"there is no run folder {run}")
+    inside = sorted(path.parent.name for path in run.glob("*/recipe.yaml"))
+    near = f"; runs in it: {', '.join(inside[:8])}" if inside else ""
+    raise UsageError(f"{run} is not the folder of a run: it has no recipe.yaml{near}")
+
 
 def records(run: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` in the order they were written; one that a crash cut off is left out."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from ssl_pretrain.errors import WriteError
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.report import records
-from ssl_pretrain.train import recipe as recipes
+from ssl_pretrain.report import recipe, records
+from ssl_pretrain.train.recipe import Recipe
 
 CAPTIONS = {
     "views": (
@@ -31,7 +31,11 @@ CAPTIONS = {
         "What the features hold to be alike",
         "Labelled objects (left), each with the objects of other images that the backbone holds to be most like it.",
     ),
-    "reconstructions": ("What the decoder draws", "From the patches that the encoder saw, at the newest checkpoint."),
+    "reconstructions": (
+        "What the decoder draws",
+        "From the patches that the encoder saw, at the newest checkpoint. Under norm_pix_loss it draws texture only: "
+        "each patch is given the brightness and contrast of the image.",
+    ),
 }
 """Heading and a few words on how to read it, by the name of the picture."""
 
@@ -55,8 +59,8 @@ th { text-align: left; padding: .9rem .5rem .2rem 0 } td { padding: .1rem .5rem 
 
 def write(run: Path, pictures: Sequence[Path], missing: Sequence[str] = ()) -> Path:
     """Writes RUN/report.html with these pictures inside it; `missing` says in lines what could not be drawn."""
-    recipe = recipes.load(run / "recipe.yaml")
-    title = escape(f"{recipe.method_name} on {recipe.backbone.name}")
+    resolved = recipe(run)
+    title = escape(f"{resolved.method_name} on {resolved.backbone.name}")
     notes = "".join(f'<p class="missing">{escape(line)}</p>\n' for line in missing)
     html = f"""<!DOCTYPE html>
 <html lang="en">
@@ -68,7 +72,7 @@ def write(run: Path, pictures: Sequence[Path], missing: Sequence[str] = ()) -> P
 </head>
 <body>
 <h1>{title}</h1>
-{_headline(run, recipe)}
+{_headline(run, resolved)}
 {notes}{"".join(_section(path) for path in pictures)}<h2>Recipe</h2>
 <p>Every value of {escape(str(run / "recipe.yaml"))} and where it came from; the file can be run again.</p>
 {_table((run / "recipe.yaml").read_text(encoding="utf-8"))}
@@ -83,20 +87,17 @@ def write(run: Path, pictures: Sequence[Path], missing: Sequence[str] = ()) -> P
     return path
 
 
-def _headline(run: Path, recipe: recipes.Recipe) -> str:
+def _headline(run: Path, resolved: Recipe) -> str:
     """What came of the run, and how to load it."""
-    card = _card(run / "artefact")
-    facts = {"Method": recipe.method_name, "Backbone": recipe.backbone.name, "Data": recipe.top.data or "none"}
-    if card:
-        train, images = recipe.train, int(card["images"])
-        planned = train.steps or train.epochs * (images // train.batch_size)
-        facts |= {"Images": f"{images:,}", "Steps": f"{card['step']:,} of {planned:,}"}
-    facts |= _scores(run)
+    card, train, data = _card(run / "artefact"), resolved.train, resolved.top.data
+    facts = {"Method": resolved.method_name, "Backbone": resolved.backbone.name, "Data": data or "none"}
     if not card:
-        return _facts(facts | {"Weights": "none yet: they come with the first checkpoint"})
-    folder = (run / "artefact").resolve()
-    code = f"from ssl_pretrain import load_backbone\nbackbone = load_backbone({str(folder)!r})"
-    return f"{_facts(facts | {'Weights': str(folder)})}\n<pre>{escape(code)}</pre>"
+        return _facts(facts | _scores(run) | {"Weights": "none yet: they come with the first checkpoint"})
+    images, folder = int(card["images"]), str((run / "artefact").resolve())
+    planned = train.steps or train.epochs * (images // train.batch_size)
+    facts |= {"Images": f"{images:,}", "Steps": f"{card['step']:,} of {planned:,}", **_scores(run), "Weights": folder}
+    code = f"from ssl_pretrain import load_backbone\nbackbone = load_backbone({folder!r})"
+    return f"{_facts(facts)}\n<pre>{escape(code)}</pre>"
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -134,10 +135,10 @@ def _section(path: Path) -> str:
 
 
 def _table(text: str) -> str:
-    """`recipe.yaml` as rows of key, value and origin; a line of another form stands as it is.
+    r"""`recipe.yaml` as rows of key, value and origin; a line of another form stands as it is.
 
     >>> _table("seed: 0    # default")
-    '<table>\\n<tr class="default"><td>seed</td><td>0</td><td>default</td></tr>\\n</table>'
+    '<table>\n<tr class="default"><td>seed</td><td>0</td><td>default</td></tr>\n</table>'
     """
     rows = []
     for line in filter(str.strip, text.splitlines()):

@@ -30,17 +30,17 @@ from torch import Tensor
 
 from ssl_pretrain import artefact
 from ssl_pretrain.backbones import InputSpec
-from ssl_pretrain.errors import DataError, SslPretrainError, UsageError, WriteError
+from ssl_pretrain.errors import DataError, SslPretrainError, WriteError
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.methods import Method, Views
+from ssl_pretrain.methods import Method
 from ssl_pretrain.probe.knn import neighbours as nearest_objects
 from ssl_pretrain.probe.objects import Objects, embed
-from ssl_pretrain.report import page, records, series
-from ssl_pretrain.train import recipe as recipes
+from ssl_pretrain.report import page, recipe, records, series
 from ssl_pretrain.train import setup
 from ssl_pretrain.train.checkpoint import Checkpoints
 from ssl_pretrain.train.feed import Feed, image
 from ssl_pretrain.train.online import OnlineProbe
+from ssl_pretrain.train.recipe import Recipe
 from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.plan import boxes, plan
 
@@ -65,7 +65,7 @@ def draw(run: Path, console: Console) -> list[Path]:
     What cannot be drawn (yet) is said on the console and on the page. Raises `UsageError` where there is no run and
     `WriteError` where the folder cannot be written.
     """
-    folder = _Run(run, _recipe(run), console)
+    folder = _Run(run, recipe(run), console)
     kinds: dict[str, Callable[[_Run], Figure | None]]
     kinds = {"views": views, "curves": curves, "neighbours": neighbours, "reconstructions": reconstructions}
     written: list[Path] = []
@@ -78,38 +78,24 @@ def draw(run: Path, console: Console) -> list[Path]:
                 missing.setdefault(str(error), []).append(name)
                 continue
             if figure is not None:
-                written.append(_write(run / "pictures" / f"{name}.png", _png(figure)))
+                written.append(_write(run / "pictures" / f"{name}.png", figure))
     lines = [f"no picture of {' and '.join(names)}: {reason}" for reason, names in missing.items()]
     for line in lines:
         console.print(line, highlight=False, markup=False)
     return [*written, page.write(run, written, lines)]
 
 
-def _recipe(run: Path) -> recipes.Recipe:
-    if (run / "recipe.yaml").is_file():
-        return recipes.load(run / "recipe.yaml")
-    if not run.is_dir():
-        raise UsageError(f"there is no run folder {run}")
-    inside = sorted(path.parent.name for path in run.glob("*/recipe.yaml"))
-    near = f"; runs in it: {', '.join(inside[:8])}" if inside else ""
-    raise UsageError(f"{run} is not the folder of a run: it has no recipe.yaml{near}")
-
-
-def _write(path: Path, content: bytes) -> Path:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_durably(path, content)
-    except OSError as error:
-        raise WriteError(f"cannot write the picture {path}: {error.strerror or error}") from error
-    return path
-
-
-def _png(figure: Figure) -> bytes:
+def _write(path: Path, figure: Figure) -> Path:
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # a class name in a script that the font lacks becomes boxes, which is enough
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(buffer, format="png", dpi=DPI)  # which is Agg, whatever backend is set
-    return buffer.getvalue()
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_durably(path, buffer.getbuffer())
+    except OSError as error:
+        raise WriteError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    return path
 
 
 @dataclass(frozen=True)
@@ -117,7 +103,7 @@ class _Run:
     """A run folder, and what several pictures need of it."""
 
     folder: Path
-    recipe: recipes.Recipe
+    recipe: Recipe
     console: Console
 
     @property
@@ -193,6 +179,7 @@ def views(run: _Run) -> Figure:
         top = head + b * (tall + 2 * gap)
         axes = sheet.picture(gap, top, wide, tall, source)
         if window_4 is not None:
+            _box(axes, window_4, "white", 2.2)  # so that the dashes show on a dark field too
             _box(axes, window_4, "black", line="--")
         for v, (tile, outline_4, ink) in enumerate(zip(tiles_BV[b], outlines_V4, inks, strict=True)):
             _box(axes, outline_4, ink)
@@ -317,8 +304,7 @@ def neighbours(run: _Run) -> Figure | None:
     objects: Objects = OnlineProbe(run.recipe, backbone.input, run.cache).objects
     device = "cuda" if torch.cuda.is_available() else "cpu"
     most = len(objects.label_N) if device == "cuda" else MOST_ON_CPU
-    query_Q = choose(objects, QUERIES)
-    some = _some(objects, query_Q, most)
+    some = _some(objects, choose(objects, QUERIES), most)
     z_ND = embed(backbone, some.crops_NSSC, batch_size=64, device=device)
     query_Q = np.flatnonzero(~some.train_N)
     return _neighbour_sheet(run, some, query_Q, nearest_objects(some, z_ND, query_Q, NEIGHBOURS))
@@ -397,10 +383,11 @@ def _object(sheet: _Sheet, left: float, top: float, side: float, some: Objects, 
 # Reconstructions
 
 
+@torch.no_grad()
 def reconstructions(run: _Run) -> Figure | None:
     """What the method itself has to show, by the newest checkpoint."""
     looked_at = run.feed.draw(run.feed.ids(0)[:8], epoch=0)
-    if not _pictures(run.method, looked_at):
+    if not run.method.pictures(looked_at):  # most have nothing, and their checkpoint need not be read
         return None
     state = Checkpoints(run.folder / "checkpoints").newest()
     if state is None:
@@ -409,7 +396,7 @@ def reconstructions(run: _Run) -> Figure | None:
         run.method.load_state_dict(state["method"])
     except RuntimeError as error:
         raise DataError("the newest checkpoint is not of this recipe") from error
-    (name, x_NCHW), *_ = _pictures(run.method, looked_at).items()
+    (name, x_NCHW), *_ = run.method.pictures(looked_at).items()
     tiles, headings = _shown(x_NCHW, run.feed.fed), HEADINGS.get(name, ("", "", ""))
     side, left, head = 1.35, 0.15, 0.65
     step, rows = side + 0.07, math.ceil(len(tiles) / 6)
@@ -422,8 +409,3 @@ def reconstructions(run: _Run) -> Figure | None:
             sheet.text(x, head - 0.07, headings[column])
         sheet.picture(x, head + row * step, side, side, tile)
     return sheet.figure
-
-
-def _pictures(method: Method, looked_at: Views) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return method.pictures(looked_at)
