@@ -103,11 +103,12 @@ def pretrain(words: list[str], console: Console) -> None:
 def probe(words: list[str], console: Console) -> None:
     """Says what a backbone's features are worth, by k-NN on labelled objects.
 
-    ssl-pretrain probe BACKBONE --data LABELLED [--json F]
+    ssl-pretrain probe BACKBONE --data LABELLED [--leave-one-out] [--json F]
     BACKBONE is a run, an artefact, random:NAME, timm:NAME or pixels.
     """
     from ssl_pretrain.artefact import resolve
     from ssl_pretrain.data import readers, sources
+    from ssl_pretrain.probe import objects
     from ssl_pretrain.probe.knn import knn_probe, table
 
     parser = _parser("probe", probe)
@@ -117,13 +118,16 @@ def probe(words: list[str], console: Console) -> None:
         "--size-px", type=int | None, default=None, help="side of an object's crop; default: the input's"
     )
     parser.add_argument("--point-px", type=int, default=80, help="side of the square around a labelled point")
+    parser.add_argument("--leave-one-out", action="store_true", help="no split: each object against all other images")
     parser.add_argument("--seed", type=int, default=0, help="of the split by image and of the bootstrap")
     parser.add_argument("--json", type=Path | None, default=None, help="write the scores here")
     given = _parsed(parser, words)
     labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
     console.print(labelled.found, highlight=False)
     backbone = resolve(given.backbone, given.size_px)
-    score = knn_probe(backbone, labelled, size_px=given.size_px, point_px=given.point_px, seed=given.seed)
+    size_px = given.size_px or backbone.input.size_px
+    parted = objects.cut(labelled, size_px, point_px=given.point_px, seed=given.seed)
+    score = knn_probe(backbone, objects.leave_one_out(parted) if given.leave_one_out else parted, seed=given.seed)
     console.print(table(score))
     if given.json is not None:
         from ssl_pretrain.files import write_durably

@@ -22,7 +22,7 @@ from ssl_pretrain.data.readers import LabelledImage, LabelledSet, read
 from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
 from ssl_pretrain.probe import knn
 from ssl_pretrain.probe.knn import bootstrap, counts, figures, knn_probe, neighbours, score, table, vote
-from ssl_pretrain.probe.objects import Objects, cut, embed
+from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out
 
 DATA = Path(os.environ.get("SSL_PRETRAIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 APART = np.arange(1000, 2000)
@@ -620,3 +620,21 @@ def test_pixels_on_real_cells():
     # the sets' own spread over splits is about .03
     assert found.accuracy.value == pytest.approx(0.43, abs=0.06)
     assert found.balanced_accuracy.value == pytest.approx(0.24, abs=0.06)
+
+
+def test_leave_one_out_asks_every_object_and_lets_no_unit_vote_for_itself() -> None:
+    random = np.random.default_rng(3)
+    z_ND = random.normal(size=(60, 8)).astype(np.float32)
+    z_ND /= np.linalg.norm(z_ND, axis=1, keepdims=True)
+    label_N, unit_N = random.integers(0, 3, 60), np.repeat(np.arange(12), 5)
+    some = Objects(
+        crops_NSSC=np.zeros((60, 4, 4, 3), np.uint8), label_N=label_N, image_N=unit_N, unit_N=unit_N,
+        train_N=np.arange(60) < 40, square_N3=np.zeros((60, 3)), classes=("a", "b", "c"), source="", rule="", split="",
+        seed=0, fingerprint="", unreadable_images=0, degenerate_objects=0, problems=(),
+    )  # fmt: skip
+    found = score(leave_one_out(some), z_ND, "random", k=1, ks=(1,), rounds=10)
+    similarity = z_ND @ z_ND.T
+    similarity[unit_N[:, None] == unit_N[None]] = -2
+    expected = (label_N[similarity.argmax(1)] == label_N).mean()
+    assert found.accuracy.value == pytest.approx(expected)
+    assert found.data["queries"] == found.data["bank"] == 60

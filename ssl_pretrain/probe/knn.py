@@ -144,10 +144,10 @@ def score(
     rounds: int = 1000,
 ) -> KnnScore:
     """`knn_probe` from features (N, D) of length 1 that are there already; `name` says whose they are."""
-    bank, label_N = objects.train_N, objects.label_N
-    true_Q, unit_Q, classes = label_N[~bank], objects.unit_N[~bank], len(objects.classes)
+    bank, query, label_N = objects.train_N, objects.query_N, objects.label_N
+    true_Q, unit_Q, classes = label_N[query], objects.unit_N[query], len(objects.classes)
     votes = vote(
-        z_ND[bank], label_N[bank], objects.unit_N[bank], z_ND[~bank], unit_Q, [k, *ks], temperature, classes, device
+        z_ND[bank], label_N[bank], objects.unit_N[bank], z_ND[query], unit_Q, [k, *ks], temperature, classes, device
     )
     by_k: dict[int, dict[str, float]] = {}
     for each in sorted(set(ks) | {k}):

@@ -46,7 +46,7 @@ class Objects:
     """int64: images of one group (patient, slide) or with the same bytes share a unit. Units, not objects, are
     independent: they are split as a whole, never vote for themselves, and are what the bootstrap resamples."""
     train_N: np.ndarray
-    """bool: in the bank (and what a linear probe is trained on); the rest are the queries."""
+    """bool: in the bank (and what a linear probe is trained on); see `query_N`."""
     square_N3: np.ndarray
     """float64: left, top and side of the square in its image, in pixels."""
     classes: tuple[str, ...]
@@ -69,6 +69,20 @@ class Objects:
     def size_px(self) -> int:
         """Side S of the crops."""
         return int(self.crops_NSSC.shape[1])
+
+    @property
+    def query_N(self) -> np.ndarray:
+        """bool: what is not in the bank; everything where the bank is everything (`leave_one_out`)."""
+        return self.train_N if self.train_N.all() else ~self.train_N
+
+
+def leave_one_out(objects: Objects) -> Objects:
+    """The same objects without a split: each is a query against the objects of all other units.
+
+    Nothing is trained in k-NN and no unit votes for itself, so this is as fair as a split, and with every image as a
+    query its intervals are narrower.
+    """
+    return replace(objects, train_N=np.ones_like(objects.train_N), split="leave one image out: each against all others")
 
 
 def cut(
