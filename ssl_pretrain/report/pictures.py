@@ -212,7 +212,7 @@ def _sources(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]]:
     """Per image its pixels, the boxes of its views (V, 4) and of its window (4) where one is set."""
     pack = feed.pack
-    place_B = np.lexsort(pack.sha256_N32.view(">u8").T[::-1])[ids_B]  # as Feed counts: by content
+    place_B = feed.places(ids_B)
     size_B2, scale_B = pack.size_N2[place_B], pack.scale_N[place_B]
     drawn = plan(feed.specs, ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
     box_BV4 = np.concatenate([boxes(drawn, i) for i in range(len(feed.specs))], axis=1)

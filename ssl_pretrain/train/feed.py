@@ -59,6 +59,11 @@ class Feed:
             self._order = (epoch, order)
         return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
+    def places(self, ids_B: np.ndarray) -> np.ndarray:
+        """Where these images stand in the pack."""
+        places_B: np.ndarray = self._by_content[ids_B]
+        return places_B
+
     def views(self, step: int) -> Iterator[Views]:
         """This rank's views of a step, one `Views` for each part of the accumulation."""
         mine = np.split(self.ids(step), self.share.ranks)[self.share.rank]
@@ -67,7 +72,7 @@ class Feed:
 
     def draw(self, ids_B: np.ndarray, epoch: int) -> Views:
         """The views of these images in this epoch."""
-        place_B = self._by_content[ids_B]
+        place_B = self.places(ids_B)
         size_B2, scale_B = self.pack.size_N2[place_B], self.pack.scale_N[place_B]
         drawn = plan(self.specs, ids_B, size_B2, epoch, self.seed, self.window_px, scale_B)
         images = [image(self.pack, int(place)) for place in place_B]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -40,6 +41,8 @@ class Journal:
         )  # fmt: skip
         self.task = self.live.add_task("pretrain", total=steps, completed=start, text="")
         self.began = self.spoke = time.monotonic()
+        self.counted = start, self.began
+        """Since when the images of `images_per_s` are counted; probes and saves do not count."""
         self.probe_text = ""
 
     def __enter__(self) -> Journal:
@@ -57,11 +60,12 @@ class Journal:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """The curves at a step, and the live line."""
-        rate = (step - self.start) * self.batch_size / max(time.monotonic() - self.began, 1e-9)
+        now = time.monotonic()
+        rate = (step - self.counted[0]) * self.batch_size / max(now - self.counted[1], 1e-9)
+        self.counted = step, now
         self.record(step, {**values, "images_per_s": rate})
         text = f"loss {values['loss']:.4f} · {rate:.0f} images/s{self.probe_text}"
         self.live.update(self.task, completed=step, text=f"step {step}/{self.steps} · {text}")
-        now = time.monotonic()
         if not self.console.is_terminal and (now - self.spoke > PLAIN_EVERY_S or step == self.steps):
             self.spoke = now
             left = (now - self.began) / max(step - self.start, 1) * (self.steps - step)
@@ -72,9 +76,18 @@ class Journal:
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{f"{group}/{k}": round(v, 6) for k, v in values.items()}}) + "\n")
+            file.write(
+                json.dumps({"step": step, **{f"{group}/{k}": float(f"{v:.7g}") for k, v in values.items()}}) + "\n"
+            )
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is not training, a probe or a save: its time does not count in `images_per_s`."""
+        began = time.monotonic()
+        yield
+        self.counted = self.counted[0], self.counted[1] + time.monotonic() - began
 
     def probe(self, step: int, scores: Mapping[str, float]) -> None:
         """The k-NN scores of a step; the live line shows the balanced accuracy from now on."""

@@ -158,16 +158,18 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
         run.optimizer.zero_grad()
         run.step = step + 1
         if run.step % train.log_every_steps == 0 or run.step == run.steps:
-            means = {name: float(run.fabric.all_reduce(value, reduce_op="mean")) for name, value in losses.items()}
+            means = {name: _over_ranks(run.fabric, value, "mean") for name, value in losses.items()}
             journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
         if run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0 or run.step == run.steps:
-            _judge(run, journal)
+            with journal.aside():
+                _judge(run, journal)
         asked = _any_rank(run.fabric, stop)
         due = train.save_every_steps is not None and run.step % train.save_every_steps == 0
         late = time.monotonic() - saved_at > 60 * train.save_every_minutes
         if run.fabric.is_global_zero and (asked or due or late or run.step == run.steps):
-            checkpoints.save(run.step, _state(run))
-            artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
+            with journal.aside():
+                checkpoints.save(run.step, _state(run))
+                artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
             saved_at = time.monotonic()
         if asked:
             raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
@@ -196,7 +198,13 @@ def _any_rank(fabric: Fabric, stop: StopFlag) -> bool:
     """Whether any rank was asked to stop: all have to leave at the same step."""
     if fabric.world_size == 1:
         return bool(stop.name)
-    return bool(fabric.all_reduce(torch.tensor(float(bool(stop.name)), device=fabric.device), reduce_op="sum"))
+    return _over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device), "sum") > 0
+
+
+def _over_ranks(fabric: Fabric, value: Tensor, how: str) -> float:
+    reduced = fabric.all_reduce(value, reduce_op=how)
+    assert isinstance(reduced, Tensor)
+    return reduced.item()
 
 
 def _judge(run: Run, journal: Journal) -> None:

@@ -24,7 +24,8 @@ def create(module: nn.Module, spec: OptimSpec) -> Optimizer:
         return AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
     if spec.optimizer == "sgd":
         return SGD(groups, lr=spec.lr, momentum=spec.momentum)
-    return LARS(groups, lr=spec.lr, momentum=spec.momentum)
+    lars: Optimizer = LARS(groups, lr=spec.lr, momentum=spec.momentum)
+    return lars
 
 
 def set_rates(optimizer: Optimizer, spec: OptimSpec, progress: float) -> float:

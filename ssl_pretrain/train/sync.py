@@ -36,7 +36,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
-        y_BC = centred * (variance + self.eps).rsqrt().view(shape)
+        y_BC: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
         return y_BC if self.weight is None else y_BC * self.weight.view(shape) + self.bias.view(shape)
 
 
