@@ -53,6 +53,8 @@ class ViewsSection:
     """Vertical flips: microscopy has no up."""
     turn_p: float | None = None
     """Turns by 90, 180 and 270 degrees: free in microscopy."""
+    brightness: float | None = None
+    """Brightness jitter. A bright field is nearly white: a factor of 1.4 or more leaves nothing of it."""
     gray_p: float | None = None
     """Grayscale; stain and crystals' colours may matter."""
     solarize_p: float | None = None
@@ -111,6 +113,10 @@ class ProbeSection:
     """Side of the square around a labelled point, in pixels of the image."""
 
 
+CHANGES = ("vflip_p", "turn_p", "brightness", "gray_p")
+"""What the views section may change in every view."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A resolved recipe."""
@@ -127,7 +133,7 @@ class Recipe:
 
     def specs(self) -> tuple[ViewSpec, ...]:
         """The method's views with the recipe's changes."""
-        changes = {k: vars(self.views)[k] for k in ("vflip_p", "turn_p", "gray_p") if vars(self.views)[k] is not None}
+        changes = {k: vars(self.views)[k] for k in CHANGES if vars(self.views)[k] is not None}
         specs = [dataclasses.replace(spec, **changes) for spec in self.method.views()]
         if self.views.solarize_p is not None:
             specs = [dataclasses.replace(s, solarize_p=self.views.solarize_p) if s.solarize_p else s for s in specs]
