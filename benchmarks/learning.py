@@ -3,8 +3,8 @@
     python benchmarks/learning.py --images chula_rbc12/images --labelled chula_rbc12 [--out runs/learning] [--json FILE]
     python benchmarks/learning.py --quick        # the same on a few drawn fields, to see that it runs
 
-Runs that are finished under --out are not repeated. Each backbone stands beside its architecture with random weights and
-beside 16 x 16 pixels, on the same crops; once with the probe's split by image and once leaving one image out.
+Runs that are finished under --out are not repeated. Each backbone stands beside its architecture with random weights
+and beside 16 x 16 pixels, on the same crops; once with the probe's split by image and once leaving one image out.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def pack(words: list[str], console: Console) -> None:
 
     ssl-pretrain pack SRC... --out PACK [--short-side auto|PX] [--group-regex RE]
     """
-    from ssl_pretrain.data import pack as packs
+    from ssl_pretrain.data.building import build
     from ssl_pretrain.terminal import packing
 
     parser = _parser("pack", pack)
@@ -71,7 +71,7 @@ def pack(words: list[str], console: Console) -> None:
     given = _parsed(parser, words)
     short_side = _short_side(str(given.short_side))
     with packing(console) as progress:
-        made = packs.build(given.sources, given.out, short_side, given.group_regex, given.processes, progress)
+        made = build(given.sources, given.out, short_side, given.group_regex, given.processes, progress)
     _print_pack(made, console)
 
 

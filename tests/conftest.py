@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_pretrain.data import pack as packs
+from ssl_pretrain.data.building import build
+from ssl_pretrain.data.pack import Pack
 
 torch.set_num_threads(2)
 
@@ -32,8 +33,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pack(images: Path, tmp_path_factory: pytest.TempPathFactory) -> packs.Pack:
-    return packs.build([images], tmp_path_factory.mktemp("packs") / "pack", processes=0)
+def pack(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return build([images], tmp_path_factory.mktemp("packs") / "pack", processes=0)
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,10 @@ def recipe(tmp_path: Path) -> Path:
 def test_bad_input_is_one_line_and_its_exit_code(
     recipe: Path, pack: Pack, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    orphans = tmp_path / "orphans"
+    (orphans / "labels").mkdir(parents=True)
+    (orphans / "images").mkdir()
+    (orphans / "labels" / "1.txt").write_text("3 4 0\n")
     empty, texts, out = tmp_path / "empty", tmp_path / "texts", tmp_path / "out"
     empty.mkdir()
     texts.mkdir()
@@ -123,7 +127,8 @@ def test_bad_input_is_one_line_and_its_exit_code(
         (("pretrain", recipe, "--data", pack.folder, "--out", out, "--train.batch_size", 64), 64, "only 40 images"),
         (("pretrain", recipe, "--data", pack.folder, "--out", recipe), 74, "cannot write to"),
         (("pretrain", recipe, "--data", "synthetic:x", "--out", out), 64, "synthetic:N"),
-        (("probe", "pixels", "--data", images), 65, ""),
+        (("probe", "pixels", "--data", images), 65, "labels"),
+        (("probe", "pixels", "--data", orphans), 65, "image"),
         (("probe", "pixels", "--data", tmp_path / "no"), 65, "there is no folder or pack"),
         (("probe", "nothing", "--data", "synthetic:1"), 64, "nothing does not exist"),
         (("probe", "pixels"), 64, "--data"),

@@ -21,19 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ssl_pretrain.data import building, files, partial, workers
 from ssl_pretrain.data import decode as decoding
-from ssl_pretrain.data import pack as packing
-from ssl_pretrain.data.decode import (
-    Rejected,
-    decode,
-    decode_bytes,
-    escape,
-    find_images,
-    header_size,
-    resize_short_side,
-    unescape,
-)
-from ssl_pretrain.data.pack import DUPLICATE, build, is_pack, open_pack, pack_or_folder
+from ssl_pretrain.data.building import build, pack_or_folder
+from ssl_pretrain.data.decode import decode, decode_bytes, header_size, resize_short_side
+from ssl_pretrain.data.files import Rejected, escape, find_images, unescape
+from ssl_pretrain.data.pack import DUPLICATE, is_pack, open_pack
 from ssl_pretrain.errors import DataError, UsageError, WriteError
 
 
@@ -122,8 +115,8 @@ def test_what_is_not_a_file_is_rejected_without_waiting(tmp_path: Path) -> None:
 def test_bytes_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     with pytest.raises(Rejected, match="too_many_bytes"):
-        decoding.read_bytes(tmp_path / "a.png", max_bytes=len(PNG) - 1)
-    assert decoding.read_bytes(tmp_path / "a.png", max_bytes=len(PNG)) == PNG
+        files.read_bytes(tmp_path / "a.png", max_bytes=len(PNG) - 1)
+    assert files.read_bytes(tmp_path / "a.png", max_bytes=len(PNG)) == PNG
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -468,14 +461,14 @@ def test_pack_or_folder_waits_for_who_is_making_it(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    holders = [packing._alone(tmp_path / pack_or_folder(images, tmp_path / "other", None).folder.name)]
+    holders = [partial.alone(tmp_path / pack_or_folder(images, tmp_path / "other", None).folder.name)]
     holders[0].__enter__()
 
     def release(seconds: float) -> None:
         waited.append(seconds)
         holders.pop().__exit__(None, None, None)
 
-    monkeypatch.setattr(packing.time, "sleep", release)
+    monkeypatch.setattr(building.time, "sleep", release)
     assert len(pack_or_folder(images, tmp_path, None)) == 12
     assert len(waited) == 1
 
@@ -494,12 +487,12 @@ def test_a_pack_goes_to_another_process_by_name(images: Path, tmp_path: Path) ->
 KILLED = """
 import sys, time
 from pathlib import Path
-from ssl_pretrain.data import decode, pack
-decode._CHUNK_FILES, pack._SYNC_SECONDS = 2, 0.0
+from ssl_pretrain.data import building, workers
+workers._CHUNK_FILES, building._SYNC_SECONDS = 2, 0.0
 def slow(done, total, rejected):
     print(done, flush=True)
     time.sleep(0.2)
-pack.build([Path(sys.argv[1])], Path(sys.argv[2]), processes=2, progress=slow)
+building.build([Path(sys.argv[1])], Path(sys.argv[2]), processes=2, progress=slow)
 """
 
 
@@ -514,12 +507,12 @@ def test_a_killed_build_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
                 break
         with pytest.raises(WriteError, match="another process is making"):
             build([images], tmp_path / "pack", processes=0)
-        workers = children(process.pid)
+        pids = children(process.pid)
         process.kill()
-    assert not is_pack(tmp_path / "pack") and len(workers) >= 2
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-    partial = tmp_path / ".pack.partial"
-    with open(partial / "journal.jsonl", "ab") as journal, open(partial / "pixels.bin", "ab") as pixels:
+    assert not is_pack(tmp_path / "pack") and len(pids) >= 2
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    unfinished = tmp_path / ".pack.partial"
+    with open(unfinished / "journal.jsonl", "ab") as journal, open(unfinished / "pixels.bin", "ab") as pixels:
         journal.write(b'[20, 50, 20, 50, "12')  # a torn tail
         pixels.write(b"\x01" * 77)
     seen: list[int] = []
@@ -527,7 +520,7 @@ def test_a_killed_build_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     assert seen[0] >= 5
     for name in ("pixels.bin", "index.npz", "rejected.jsonl", "pack.json"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
-    assert not partial.exists()
+    assert not unfinished.exists()
 
 
 def children(pid: int) -> list[int]:
@@ -542,7 +535,7 @@ def wait_until(true: object, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def stop_after(count: int) -> packing.Progress:
+def stop_after(count: int) -> building.Progress:
     def stop(done: int, total: int, rejected: int) -> None:
         if done >= count:
             raise KeyboardInterrupt
@@ -554,8 +547,8 @@ def stop_after(count: int) -> packing.Progress:
 def test_what_was_not_safely_written_is_done_again(
     images: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_CHUNK_FILES", 2)
-    monkeypatch.setattr(packing, "_SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "_CHUNK_FILES", 2)
+    monkeypatch.setattr(building, "_SYNC_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         build([images], tmp_path / "pack", processes=0, progress=stop_after(8))
     journal, pixels = (tmp_path / ".pack.partial" / name for name in ("journal.jsonl", "pixels.bin"))
@@ -583,7 +576,7 @@ def test_a_build_that_ended_just_before_the_renaming_is_not_done_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(packing.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(partial.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(WriteError, match="No space left on device; what is done is kept"):
             build([images], tmp_path / "pack", processes=0)
     stamp = (tmp_path / ".pack.partial" / "pixels.bin").stat().st_mtime_ns
@@ -606,7 +599,7 @@ Image.open = open
 def test_a_file_that_kills_its_process_is_rejected(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_CHUNK_FILES", 3)
+    monkeypatch.setattr(workers, "_CHUNK_FILES", 3)
     without = build([images], tmp_path / "without", processes=0)
     for name in ("slide0/crash.jpg", "slide2/crash.jpg"):
         (images / name).write_bytes(encoded(RGB, "JPEG", comment=b"KILL ME"))
@@ -623,7 +616,7 @@ def test_a_file_that_kills_its_process_is_rejected(
 
 
 def test_a_killed_process_costs_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_CHUNK_FILES", 1)
+    monkeypatch.setattr(workers, "_CHUNK_FILES", 1)
     killed: list[int] = []
 
     def kill_once(done: int, total: int, rejected: int) -> None:
@@ -639,7 +632,7 @@ def test_a_killed_process_costs_nothing(images: Path, tmp_path: Path, monkeypatc
 def test_a_script_without_a_main_guard_is_told(images: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom ssl_pretrain.data.pack import build\n"
+        "from pathlib import Path\nfrom ssl_pretrain.data.building import build\n"
         f"build([Path({str(images)!r})], Path({str(tmp_path / 'pack')!r}))\n"
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
@@ -648,22 +641,22 @@ def test_a_script_without_a_main_guard_is_told(images: Path, tmp_path: Path) -> 
 
 
 def test_a_worker_hands_back_before_it_holds_too_much(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_CHUNK_PIXEL_BYTES", 5000)
-    listing = decoding.scan([images])
-    some = decoding._decode_some(listing.root, listing.names, None)
+    monkeypatch.setattr(workers, "_CHUNK_PIXEL_BYTES", 5000)
+    listing = files.scan([images])
+    some = workers._decode_some(listing.root, listing.names, None)
     assert len(some) == 2  # 20 x 50 x 3, then 29 x 44 x 3
-    monkeypatch.setattr(decoding, "_Workers", InThisProcess)
-    parts = list(decoding.decode_all(listing, 0, None, 1))
+    monkeypatch.setattr(workers, "_Workers", InThisProcess)
+    parts = list(workers.decode_all(listing, 0, None, 1))
     assert len(parts) > 3 and sum(len(part) for part in parts) == 12
 
 
-class InThisProcess(decoding._Workers):
+class InThisProcess(workers._Workers):
     def __init__(self, root: Path, short_side_px: int | None, processes: int) -> None:
         self.root, self.short_side_px = root, short_side_px
 
-    def submit(self, names: Sequence[str]) -> Future[list[decoding.Outcome]]:
-        future: Future[list[decoding.Outcome]] = Future()
-        future.set_result(decoding._decode_some(self.root, names, self.short_side_px))
+    def submit(self, names: Sequence[str]) -> Future[list[workers.Outcome]]:
+        future: Future[list[workers.Outcome]] = Future()
+        future.set_result(workers._decode_some(self.root, names, self.short_side_px))
         return future
 
     def close(self) -> None:
@@ -672,7 +665,7 @@ class InThisProcess(decoding._Workers):
 
 def test_the_room_needs_no_torch() -> None:
     code = (
-        "import sys, ssl_pretrain.data.pack, ssl_pretrain.data.readers.voc\n"
+        "import sys, ssl_pretrain.data.building, ssl_pretrain.data.readers.voc\n"
         "print([name for name in ('torch', 'kornia', 'lightning', 'torchvision') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_pretrain.data import synthetic
+from ssl_pretrain.data import sediment, synthetic
+from ssl_pretrain.data.pen import Pen
 from ssl_pretrain.errors import WriteError
 
 
@@ -79,7 +80,7 @@ def test_other_seeds_and_indices_are_other_fields(sixty):
 @pytest.mark.parametrize("name", synthetic.CLASSES)
 def test_a_drawing_is_float32_and_ends_inside_its_patch(name):
     for index in range(25):
-        body = synthetic._KINDS[name].draw(synthetic._Pen((4, index)))
+        body = sediment.KINDS[name].draw(Pen((4, index)))
         for plane in (body.thickness_HW, body.absorption_HW, body.cover_HW):
             assert plane.dtype == np.float32
             rim = plane.copy()

@@ -105,7 +105,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pictures(self, views: Views) -> dict[str, Tensor]:
-        """Images worth looking at, normalised as the views are: name -> (3 n, 3, H, W), rows of three. Called in evaluation mode."""
+        """Images worth looking at, normalised as the views are: name -> (3 n, 3, H, W), rows of three.
+
+        Called in evaluation mode.
+        """
 
 
 def config_class(name: str) -> type[MethodConfig]:

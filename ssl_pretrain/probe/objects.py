@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ssl_pretrain import rng
 from ssl_pretrain.backbones import Backbone
-from ssl_pretrain.data.decode import Rejected, decode, read_bytes
+from ssl_pretrain.data.decode import decode
+from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
 

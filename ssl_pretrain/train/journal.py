@@ -76,9 +76,7 @@ class Journal:
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"step": step, **{f"{group}/{k}": float(f"{v:.7g}") for k, v in values.items()}}) + "\n"
-            )
+            file.write(json.dumps({"step": step, **{f"{group}/{k}": v for k, v in values.items()}}) + "\n")
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, step)
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from ssl_pretrain import backbones, methods
 from ssl_pretrain.backbones import Backbone, MaskableBackbone
 from ssl_pretrain.data import sources
-from ssl_pretrain.data.pack import Pack, pack_or_folder
+from ssl_pretrain.data.building import pack_or_folder
+from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import Method
 from ssl_pretrain.terminal import packing

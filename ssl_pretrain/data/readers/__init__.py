@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_pretrain.data.decode import Rejected, escape, header_size, scan
+from ssl_pretrain.data.decode import header_size
+from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.errors import DataError
 from ssl_pretrain.named import named, names
 

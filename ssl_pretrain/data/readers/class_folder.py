@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_pretrain.data.decode import escape, scan
+from ssl_pretrain.data.files import escape, scan
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet, classes_of, size_or_none, split_of
 
 LAYOUT = "images in at least two folders named by their class"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_pretrain.data.decode import Rejected, escape, read_bytes, scan
+from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet, classes_of, number, size_or_none, split_of
 from ssl_pretrain.errors import DataError
 

@@ -13,7 +13,7 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from ssl_pretrain.data.decode import Rejected, escape, read_bytes, scan
+from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.readers import (
     SPLITS,
     LabelledImage,
