@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ssl_pretrain.data.building import build
 from ssl_pretrain.data.pack import Pack
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

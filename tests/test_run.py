@@ -221,8 +221,11 @@ def test_non_finite_gradients_are_skipped_and_then_stop_the_run(
 
 def test_accumulation_changes_nothing_for_dino_without_batch_statistics(pack: Pack, tmp_path: Path) -> None:
     """DINO's centre moves once a step, whatever parts the batch was cut into."""
+    # One size of crops, as timm interpolates position embeddings in float32; no drop path, as torch draws it per part.
+    words = ("--method.local_size_px", "48", "--backbone.drop_path", "0")
     for out, parts in (("whole", 1), ("parts", 4)):
-        pretrain(small("dino", VIT, accumulate=parts, precision="64-true"), data=pack.folder, out=tmp_path / out)
+        recipe = small("dino", VIT, accumulate=parts, precision="64-true", optimizer="sgd", lr=1e-2)
+        pretrain(recipe, data=pack.folder, out=tmp_path / out, words=words)
     whole, parts_ = state(tmp_path / "whole")["method"], state(tmp_path / "parts")["method"]
     assert max((whole[key] - parts_[key]).abs().max().item() for key in whole) < 1e-10
 
@@ -233,7 +236,7 @@ def test_one_and_two_processes_train_the_same_network(method: str, backbone: Any
 
     SGD, as Adam would hide gradients that are wrong by a factor.
     """
-    settings = {"steps": 4, "precision": "64-true", "accelerator": "cpu", "optimizer": "sgd", "lr": 0.1}
+    settings = {"steps": 4, "precision": "64-true", "accelerator": "cpu", "optimizer": "sgd", "lr": 1e-2}
     recipe = small(method, backbone, log_every_steps=1, **settings)
     pretrain(recipe, data=pack.folder, out=tmp_path / "one")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -244,11 +247,12 @@ def test_one_and_two_processes_train_the_same_network(method: str, backbone: Any
     one, two = state(tmp_path / "one")["method"], state(tmp_path / "two")["method"]
     assert set(one) == set(two)
     assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-10
-    lines = [[json.loads(line) for line in (tmp_path / f / "metrics.jsonl").open()] for f in ("one", "two")]
+    logs = [(tmp_path / folder / "metrics.jsonl").read_text().splitlines() for folder in ("one", "two")]
+    lines = [[json.loads(line) for line in log] for log in logs]
     assert len(lines[0]) == len(lines[1]) == 4
     for a, b in zip(*lines, strict=True):
-        for curve in ("train/loss", "train/gradient_norm"):
-            assert a[curve] == pytest.approx(b[curve], abs=1e-10, rel=1e-10)
+        assert a["train/gradient_norm"] == pytest.approx(b["train/gradient_norm"], rel=1e-10)
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)  # Fabric hands it on in float32 under DDP
 
 
 def test_the_run_folder_has_what_was_promised(pack: Pack, tmp_path: Path) -> None:

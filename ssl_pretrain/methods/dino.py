@@ -206,11 +206,9 @@ def _entropies(teacher_GBK: Tensor, centre_K: Tensor, temperature: float) -> dic
     Per crop near 1: it spreads evenly. Of the mean near 0: it gives all images one prototype. Both are collapse.
     """
     p_NK = ((teacher_GBK - centre_K) / temperature).softmax(-1).flatten(0, 1)
-    k, n = p_NK.shape[1], p_NK.shape[0]
-    mean_K = p_NK.mean(0)
     return {
-        "teacher_entropy": torch.special.entr(p_NK).sum(-1).mean() / math.log(k),
-        "teacher_spread": torch.special.entr(mean_K).sum() / math.log(max(2, min(k, n))),
+        "teacher_entropy": torch.special.entr(p_NK).sum(-1).mean() / math.log(p_NK.shape[1]),
+        "teacher_spread": torch.special.entr(p_NK.mean(0)).sum() / math.log(p_NK.shape[1]),
     }
 
 

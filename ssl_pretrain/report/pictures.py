@@ -117,7 +117,7 @@ class _Run:
     @cached_property
     def method(self) -> Method:
         """With random weights."""
-        return setup.method(self.recipe).eval()
+        return setup.method(self.recipe).to(setup.dtype(self.recipe)).eval()
 
     @cached_property
     def feed(self) -> Feed:

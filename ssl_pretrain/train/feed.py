@@ -40,9 +40,10 @@ class Feed:
         fed: InputSpec,
         share: Share,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.pack, self.specs, self.batch_size, self.seed = pack, specs, batch_size, seed
-        self.window_px, self.fed, self.share, self.device = window_px, fed, share, device
+        self.window_px, self.fed, self.share, self.device, self.dtype = window_px, fed, share, device, dtype
         self.steps_per_epoch = len(pack) // batch_size
         # Images are counted in the order of their content, so that renaming files changes nothing.
         self._by_content = np.lexsort(pack.sha256_N32.view(">u8").T[::-1])
@@ -76,7 +77,7 @@ class Feed:
         size_B2, scale_B = self.pack.size_N2[place_B], self.pack.scale_N[place_B]
         drawn = plan(self.specs, ids_B, size_B2, epoch, self.seed, self.window_px, scale_B)
         images = [image(self.pack, int(place)) for place in place_B]
-        crops = fused.render(drawn, images, self.fed.mean, self.fed.std, device=self.device)
+        crops = fused.render(drawn, images, self.fed.mean, self.fed.std, self.device, self.dtype)
         return Views(crops, rng.fold_in(rng.fold_in(rng.key(self.seed, "method"), epoch), ids_B))
 
 

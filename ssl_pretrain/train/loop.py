@@ -91,7 +91,7 @@ def pretrain(
     folder = Path(resolved.top.out or f"runs/{name}")
     fabric = setup.fabric(resolved)
     fabric.launch()
-    console = console or Console(stderr=False, quiet=not fabric.is_global_zero)
+    console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
     with contextlib.ExitStack() as stack:
         if fabric.is_global_zero:
             stack.enter_context(locked(folder))

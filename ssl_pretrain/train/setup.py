@@ -90,6 +90,11 @@ def method(recipe: Recipe) -> Method:
     return methods.create(recipe.method, backbone(recipe))
 
 
+def dtype(recipe: Recipe) -> torch.dtype:
+    """Of views and weights; float64 is for comparing runs."""
+    return torch.float64 if recipe.train.precision == "64-true" else torch.float32
+
+
 def feed(recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, device: torch.device) -> Feed:
     """The views of every step; `UsageError` where the batch does not fit the images or the processes."""
     batch, parts = recipe.train.batch_size, recipe.train.accumulate
@@ -104,6 +109,5 @@ def feed(recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, dev
             f"use a multiple of {ranks * parts}"
         )
     share = Share(rank, ranks, parts)
-    return Feed(
-        images, recipe.specs(), batch, recipe.top.seed, recipe.views.window_px, built.backbone.input, share, device
-    )
+    top, window_px, fed = recipe.top, recipe.views.window_px, built.backbone.input
+    return Feed(images, recipe.specs(), batch, top.seed, window_px, fed, share, device, dtype(recipe))

@@ -57,5 +57,9 @@ def _cpu(norm: nn.modules.batchnorm._BatchNorm) -> CpuSyncBatchNorm:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         raise UsageError(f"{type(norm).__name__} cannot be shared between CPU processes: use one process or GPUs")
     shared = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    shared.load_state_dict(norm.state_dict())
-    return shared.to(next(iter(norm.state_dict().values())).dtype)
+    # The very same tensors: a teacher's are not trained, and an optimizer may already hold a student's.
+    for name, parameter in norm.named_parameters():
+        shared.register_parameter(name, parameter)
+    for name, buffer in norm.named_buffers():
+        shared.register_buffer(name, buffer)
+    return shared
