@@ -62,20 +62,20 @@ def write(folder: Path, backbone: Backbone, origin: Mapping[str, Any]) -> Path:
     broken = [name for name, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise DataError(f"the backbone is not exported: {broken[0]} holds values that are not finite")
-    folder.mkdir(parents=True, exist_ok=True)
     content = save_safetensors(weights, metadata={"format": "pt"})
     config = backbone.config()
-    clean = _rebuilt(config, weights)
-    write_durably(folder / "model.safetensors", content)
-    write_durably(folder / "probe.safetensors", save_safetensors(_probe(clean)))
     config["ssl_pretrain"] = {
         "schema": SCHEMA,
+        "family": type(backbone).__module__.rpartition(".")[2],
         "input": {key: list(v) if isinstance(v, tuple) else v for key, v in vars(backbone.input).items()},
         "levels": [{"stride": s, "channels": c} for s, c in zip(backbone.strides, backbone.channels, strict=True)],
         "shapes_sha256": _shapes(weights),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         **origin,
     }
+    clean = _rebuilt(config, weights)
+    write_durably(folder / "model.safetensors", content)
+    write_durably(folder / "probe.safetensors", save_safetensors(_probe(clean)))
     write_durably(folder / "README.md", _readme(folder.name, config).encode())
     write_durably(folder / "config.json", json.dumps(config, indent=2).encode())
     return folder
@@ -108,8 +108,13 @@ def load_backbone(folder: str | Path) -> MapBackbone:
     """
     path = find(Path(folder))
     backbone = read(path)
-    expected = load_safetensors((path / "probe.safetensors").read_bytes())
+    try:
+        expected = load_safetensors((path / "probe.safetensors").read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path / 'probe.safetensors'} cannot be read: {error}") from error
     found = _probe(backbone)
+    if set(expected) != set(found):
+        raise DataError(f"{path / 'probe.safetensors'} has other maps than the backbone gives")
     for name, map_BCHW in expected.items():
         apart = (found[name] - map_BCHW).abs().max() / map_BCHW.abs().max().clamp_min(1e-12)
         if not apart <= TOLERANCE:
@@ -156,7 +161,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _rebuilt(config: Mapping[str, Any], weights: dict[str, Tensor]) -> Backbone:
     """The backbone as a consumer builds it: from the card, in FP32, without what only training needs."""
-    backbone: Backbone = named("backbones", "timm").from_config(config)
+    backbone: Backbone = named("backbones", config["ssl_pretrain"]["family"]).from_config(config)
     try:
         backbone.load_weights(weights)
     except RuntimeError as error:

@@ -88,7 +88,8 @@ def pretrain(words: list[str], console: Console) -> None:
     if {"-h", "--help"} & set(rest):
         from ssl_pretrain.train.recipe import load
 
-        return _pretrain_help(load(recipe).method_name, console)
+        asked = [word for word in rest if word not in ("-h", "--help")]
+        return _pretrain_help(load(recipe, asked).method_name, console)
     from ssl_pretrain.train.loop import pretrain as run
 
     result = run(recipe, words=tuple(rest), console=console)
@@ -125,7 +126,7 @@ def probe(words: list[str], console: Console) -> None:
     labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
     console.print(labelled.found, highlight=False)
     backbone = resolve(given.backbone, given.size_px)
-    size_px = given.size_px or backbone.input.size_px
+    size_px = backbone.input.size_px if given.size_px is None else given.size_px
     parted = objects.cut(labelled, size_px, point_px=given.point_px, seed=given.seed)
     score = knn_probe(backbone, objects.leave_one_out(parted) if given.leave_one_out else parted, seed=given.seed)
     console.print(table(score))
@@ -193,7 +194,9 @@ def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
-        raise UsageError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+        from ssl_pretrain.config import one_line
+
+        raise UsageError(f"{one_line(str(error))}; see {parser.prog} --help") from error
 
 
 def _short_side(word: str) -> int:

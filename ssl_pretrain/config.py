@@ -58,7 +58,7 @@ def build(given: Mapping[str, Any], words: Sequence[str], sections: Sections) ->
     try:
         values = parser.parse_args(list(words), namespace=parser.parse_object(dict(given)))
     except ArgumentError as error:
-        raise UsageError(_one_line(str(error))) from error
+        raise UsageError(one_line(str(error))) from error
     return {name: _instance(kind, values[name] if name else values) for name, kind in sections.items()}
 
 
@@ -117,7 +117,7 @@ def _instance(kind: type, values: Namespace) -> Any:
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """What jsonargparse says of a wrong value, without its quotes of Python types."""
     message = " ".join(message.split())
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", message)

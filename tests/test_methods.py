@@ -97,6 +97,22 @@ def test_collapsed_projections_cost_chance() -> None:
     assert nt_xent(z, z, 0.1).item() == pytest.approx(build("simclr").chance(8)["loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["simclr", "dino"])
+def test_losses_are_exact_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    z0, z1 = torch.randn(2, 64, 32)
+    teacher, student, centre = torch.randn(2, 64, 256), torch.randn(4, 64, 256), torch.zeros(256)
+
+    def loss(autocast: bool, kind: torch.dtype) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if name == "simclr":
+                return nt_xent(z0.to(kind), z1.to(kind), 0.1)
+            return dino_loss(teacher.to(kind), student.to(kind), centre.to(kind), 0.04, 0.1)
+
+    assert loss(True, torch.float32).item() == pytest.approx(loss(False, torch.float64).item(), rel=1e-5)
+    assert loss(True, torch.bfloat16).dtype == torch.float32
+
+
 # DINO
 
 
@@ -245,10 +261,38 @@ def test_predicting_nothing_costs_chance() -> None:
     assert loss.item() == pytest.approx(mae().chance(8)["loss"], abs=0.01)
 
 
-def test_positions_are_fixed_and_the_loss_ignores_visible_patches() -> None:
+def test_the_loss_is_over_masked_patches_alone() -> None:
+    method = mae()
+    views = seen(method)
+    before = method.loss(views, 0.0)["loss"]
+    keep, masked = method.mask(views)
+
+    def spoil(index_BK: torch.Tensor) -> torch.Tensor:
+        def add(module: object, given: object, drawn_BNP: torch.Tensor) -> torch.Tensor:
+            places = 1 + index_BK.unsqueeze(-1).expand(-1, -1, drawn_BNP.shape[-1])  # behind the class token
+            return drawn_BNP.scatter_add(1, places, torch.ones_like(drawn_BNP))
+
+        hook = method.decoder_pred.register_forward_hook(add)
+        loss = method.loss(views, 0.0)["loss"]
+        hook.remove()
+        return loss
+
+    assert spoil(keep) == before
+    assert spoil(masked) != before
+
+
+def test_positions_are_fixed_and_weights_begin_as_the_authors() -> None:
     method = mae()
     assert not method.encoder.position_embedding.requires_grad
     assert not method.decoder.pos_embed.requires_grad
+    patch_embed = method.encoder.network.patch_embed.proj.weight.flatten(1)
+    assert patch_embed.abs().max().item() == pytest.approx(
+        (6 / sum(patch_embed.shape)) ** 0.5, rel=0.01
+    )  # Xavier's bound
+
+
+def test_reconstructions_stand_beside_their_image() -> None:
+    method = mae()
     views = seen(method)
     drawn = method.pictures(views)["reconstruction"]
     assert drawn.shape == (4 * 3, 3, 32, 32)

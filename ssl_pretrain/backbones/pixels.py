@@ -27,6 +27,11 @@ def create(model: str = "", img_size: int | None = None) -> Backbone:
     return Pixels(int(model or SIDE_PX), img_size or INPUT_PX)
 
 
+def maskable(model: str) -> bool:
+    """Never: there is nothing to train."""
+    return False
+
+
 def from_config(config: dict[str, Any]) -> Backbone:
     """The baseline that `Backbone.config` described."""
     return Pixels(int(config["side_px"]), int(config["input_px"]))

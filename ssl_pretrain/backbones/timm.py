@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from ssl_pretrain.backbones import Backbone, InputSpec, MaskableBackbone
@@ -127,7 +128,7 @@ class _Timm(Backbone):
 
 
 class TimmPyramid(_Timm):
-    """ResNet, ConvNeXt, Swin...: each stage gives a map, from fine to coarse."""
+    """ResNet, ConvNeXt...: each stage gives a map, from fine to coarse."""
 
     map_indices = None
 
@@ -169,6 +170,10 @@ class TimmViT(_Timm, MaskableBackbone):
 def _network(model: str, args: dict[str, Any]) -> Any:
     """The timm model without its classifier; `Any`, as timm's models share these members but no type."""
     try:
-        return timm.create_model(model, pretrained=False, num_classes=0, **args)
+        network = timm.create_model(model, pretrained=False, num_classes=0, **args)
     except (AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"timm does not build {model} with {args}: {str(error).splitlines()[0]}") from error
+    patch_embed = network._modules.get("patch_embed")
+    if isinstance(patch_embed, PatchEmbed) and patch_embed.strict_img_size and "dynamic_img_size" not in args:
+        raise UsageError(f"{model} takes images of one size only, and detectors have others: choose another backbone")
+    return network

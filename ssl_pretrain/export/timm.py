@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssl_pretrain.artefact import load_backbone
-from ssl_pretrain.errors import WriteError
 from ssl_pretrain.files import write_durably
 
 FILES = ("model.safetensors", "probe.safetensors", "README.md", "config.json")
@@ -14,10 +13,6 @@ FILES = ("model.safetensors", "probe.safetensors", "README.md", "config.json")
 def write(artefact: Path, out: Path) -> str:
     """Copies a whole artefact into `out`; returns the line that loads it. Raises `WriteError`, `DataError`."""
     load_backbone(artefact)  # refuses one that is damaged
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            write_durably(out / name, (artefact / name).read_bytes())
-    except OSError as error:
-        raise WriteError(f"cannot write {out}: {error.strerror}") from error
+    for name in FILES:
+        write_durably(out / name, (artefact / name).read_bytes())
     return f'timm.create_model("local-dir:{out}", pretrained=True, features_only=True)'

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ssl_pretrain.backbones import Backbone
@@ -109,6 +110,11 @@ class Method(nn.Module, ABC):
 
         Called in evaluation mode.
         """
+
+
+def exact(*tensors: Tensor) -> list[Tensor]:
+    """At least float32: a softmax over similarities in bf16 would have a gradient that is off by per cents."""
+    return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
 
 
 def config_class(name: str) -> type[MethodConfig]:

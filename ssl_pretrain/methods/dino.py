@@ -21,7 +21,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_pretrain.backbones import Backbone
-from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults, exact
 from ssl_pretrain.views import ViewSpec
 
 
@@ -65,6 +66,14 @@ class Config(MethodConfig):
     """Largest gradient norm of each parameter tensor; 0 switches it off."""
     freeze_last_layer: float = 0.01
     """Share of the run in which the prototypes stand still (the authors' first epoch of 100)."""
+
+    def __post_init__(self) -> None:
+        for key in ("freeze_last_layer", "teacher_temperature_warmup", "momentum", "center_momentum"):
+            if not 0 <= vars(self)[key] <= 1:
+                raise UsageError(f"method.{key} is {vars(self)[key]}: it is a share between 0 and 1, not epochs")
+        for key in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            if vars(self)[key] <= 0:
+                raise UsageError(f"method.{key} is {vars(self)[key]}: it must be above 0")
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two global crops, always and seldom blurred, the second sometimes solarized; and the local crops."""
@@ -165,7 +174,8 @@ class DINO(Method):
     def teacher_temperature(self, progress: float) -> float:
         """Linear from its start to its end within the warm-up."""
         start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
-        share = min(progress / self.config.teacher_temperature_warmup, 1.0) if progress else 0.0
+        warmup = self.config.teacher_temperature_warmup
+        share = min(progress / warmup, 1.0) if warmup else 1.0
         return start + (end - start) * share
 
     def _remember(self, teacher_GBK: Tensor, progress: float) -> None:
@@ -177,7 +187,7 @@ class DINO(Method):
         if progress != self._seen_at:
             self._seen.clear()
         self._seen_at = progress
-        self._seen.append(teacher_GBK.detach().mean((0, 1)))
+        self._seen.append(teacher_GBK.detach().to(self.centre_K).mean((0, 1)))
 
 
 def dino_loss(
@@ -193,9 +203,11 @@ def dino_loss(
     >>> round(dino_loss(teacher, student, torch.zeros(2), 1.0, 1.0).item(), 4)
     0.6931
     """
-    teacher = ((teacher_GBK - centre_K) / teacher_temperature).softmax(-1).detach()
-    student = (student_VBK / student_temperature).log_softmax(-1)
-    cross_entropy_GV = -torch.einsum("gbk,vbk->gv", teacher, student) / teacher.shape[1]
+    with torch.autocast(student_VBK.device.type, enabled=False):
+        teacher_GBK, student_VBK = exact(teacher_GBK, student_VBK)
+        teacher = ((teacher_GBK - centre_K) / teacher_temperature).softmax(-1).detach()
+        student = (student_VBK / student_temperature).log_softmax(-1)
+        cross_entropy_GV = -torch.einsum("gbk,vbk->gv", teacher, student) / teacher.shape[1]
     same_crop = torch.eye(*cross_entropy_GV.shape, dtype=torch.bool, device=student.device)
     return cross_entropy_GV.masked_fill(same_crop, 0).sum() / (~same_crop).sum()
 

@@ -43,6 +43,10 @@ class Config(MethodConfig):
     norm_pix_loss: bool = True
     """Normalises each target patch by its own mean and deviation."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise UsageError(f"method.mask_ratio is {self.mask_ratio}: it is a share between 0 and 1")
+
     def views(self) -> tuple[ViewSpec, ...]:
         """One crop and a flip: masking is the augmentation."""
         return (ViewSpec(name="view", size_px=self.size_px, scale=self.scale),)
@@ -74,8 +78,11 @@ class MAE(Method):
         self._initialize()
 
     def _initialize(self) -> None:
-        """The authors' initialisation: fixed sine-cosine positions, Xavier for linear layers."""
+        """The authors' initialisation: fixed sine-cosine positions, Xavier for linear layers and patch embedding."""
         self.apply(init_weights)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.data.flatten(1))
         positions = self.encoder.position_embedding
         with_prefix = positions.shape[1] > self.encoder.grid[0] * self.encoder.grid[1]
         initialize_2d_sine_cosine_positional_embedding(

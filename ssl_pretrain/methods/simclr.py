@@ -11,13 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor
 
 from ssl_pretrain.backbones import Backbone
-from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults, exact
 from ssl_pretrain.views import ViewSpec
 
 
@@ -41,6 +43,10 @@ class Config(MethodConfig):
     """Width of the projections that are compared."""
     head_layers: int = 3
     """Linear layers of the projection head (2 in the first paper)."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UsageError(f"method.temperature is {self.temperature}: it must be above 0")
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two views from one distribution."""
@@ -98,10 +104,10 @@ def nt_xent(z0_BD: Tensor, z1_BD: Tensor, temperature: float) -> Tensor:
     Two images whose two views agree and which are at right angles to each other: each of the four anchors has its
     positive at similarity 1 and two negatives at 0, so the loss is -ln(e / (e + 2)) = ln(1 + 2 / e) = 0.5514.
 
-    >>> import torch
     >>> z = torch.eye(2)
     >>> round(nt_xent(z, z, temperature=1.0).item(), 4)
     0.5514
     """
-    loss: Tensor = NTXentLoss(temperature, gather_distributed=dist.is_initialized())(z0_BD, z1_BD)
+    with torch.autocast(z0_BD.device.type, enabled=False):
+        loss: Tensor = NTXentLoss(temperature, gather_distributed=dist.is_initialized())(*exact(z0_BD, z1_BD))
     return loss

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ssl_pretrain.errors import SslPretrainError, WriteError
+from ssl_pretrain.errors import SslPretrainError
 from ssl_pretrain.files import write_durably
 
 KEEP = 2
@@ -34,13 +34,12 @@ class Checkpoints:
         path = self.folder / f"step_{step:09d}.pt"
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_durably(path, buffer.getbuffer())
-            marker = {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
-            write_durably(path.with_suffix(".json"), json.dumps(marker).encode())
-        except OSError as error:
-            raise WriteError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+        first = not self._marked()
+        write_durably(path, buffer.getbuffer())
+        marker = {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+        write_durably(path.with_suffix(".json"), json.dumps(marker).encode())
+        if first:  # one value of a type that a safe load refuses would otherwise show only after the crash
+            self.newest()
         for old in self._marked()[KEEP:]:
             old.with_suffix(".json").unlink(missing_ok=True)
             old.unlink(missing_ok=True)
@@ -61,7 +60,8 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Removes what a killed writer left behind."""
-        for path in self.folder.glob(".*.tmp-*"):
+        unmarked = (path for path in self.folder.glob("step_*.pt") if not path.with_suffix(".json").exists())
+        for path in [*self.folder.glob(".*.tmp-*"), *unmarked]:
             path.unlink(missing_ok=True)
 
     def _marked(self) -> list[Path]:

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from ssl_pretrain.backbones import InputSpec
+from ssl_pretrain.errors import WriteError
 
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines where no terminal can show a live one."""
@@ -33,7 +34,9 @@ class Journal:
         """Only one of several processes does."""
         if writes:
             _keep_until(self.path, start)
-            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self.tensorboard = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=start + 1
+            )  # what came after the checkpoint
         self.console = console
         self.live = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
@@ -75,8 +78,12 @@ class Journal:
         """One line of `metrics.jsonl` and as many TensorBoard scalars."""
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{f"{group}/{k}": v for k, v in values.items()}}) + "\n")
+        line = json.dumps({"step": step, **{f"{group}/{k}": v for k, v in values.items()}}) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise WriteError(f"cannot write {self.path}: {error.strerror}") from error
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, step)
 

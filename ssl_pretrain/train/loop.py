@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ def pretrain(
     with contextlib.ExitStack() as stack:
         if fabric.is_global_zero:
             stack.enter_context(locked(folder))
-        stop = stack.enter_context(StopFlag())
         run = _prepare(resolved, folder, fabric, console)
+        stop = stack.enter_context(StopFlag())  # not before: packing may just end, it is resumable
         journal = Journal(folder, run.step, run.steps, resolved.train.batch_size, console, fabric.is_global_zero)
         with journal:
             if run.step < run.steps:
@@ -141,6 +142,7 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
         torch.manual_seed(
             rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank
         )
+        buffers = [buffer.clone() for buffer in run.method.buffers()]
         losses = _forward_backward(run, step, progress)
         norm = _gradient_norm(run.method)
         if norm.isfinite():
@@ -150,6 +152,8 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
             skipped = 0
         else:
             skipped += 1
+            for buffer, before in zip(run.method.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # BatchNorm moved its statistics in the forward
             journal.say(f"step {step}: the gradient is not finite; the step is skipped")
             if skipped > train.max_skipped:
                 raise SslPretrainError(
@@ -158,7 +162,7 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
         run.optimizer.zero_grad()
         run.step = step + 1
         if run.step % train.log_every_steps == 0 or run.step == run.steps:
-            means = {name: _over_ranks(run.fabric, value, "mean") for name, value in losses.items()}
+            means = {name: _over_ranks(run.fabric, value) for name, value in losses.items()}
             journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
         if run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0 or run.step == run.steps:
             with journal.aside():
@@ -172,6 +176,7 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
                 artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
             saved_at = time.monotonic()
         if asked:
+            run.fabric.barrier()  # launchers end the others when one leaves, and rank 0 may still be saving
             raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
                           "the same command continues")  # fmt: skip
 
@@ -198,13 +203,15 @@ def _any_rank(fabric: Fabric, stop: StopFlag) -> bool:
     """Whether any rank was asked to stop: all have to leave at the same step."""
     if fabric.world_size == 1:
         return bool(stop.name)
-    return _over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device), "sum") > 0
+    return _over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device)) > 0
 
 
-def _over_ranks(fabric: Fabric, value: Tensor, how: str) -> float:
-    reduced = fabric.all_reduce(value, reduce_op=how)
-    assert isinstance(reduced, Tensor)
-    return reduced.item()
+def _over_ranks(fabric: Fabric, value: Tensor) -> float:
+    """The mean."""
+    value = value.detach().clone()
+    if fabric.world_size > 1:
+        dist.all_reduce(value)
+    return value.item() / fabric.world_size
 
 
 def _judge(run: Run, journal: Journal) -> None:
@@ -251,7 +258,12 @@ def _restore(run: Run) -> None:
     checkpoints = Checkpoints(run.folder / "checkpoints")
     if run.fabric.is_global_zero:
         checkpoints.sweep()
+    run.fabric.barrier()
     state = checkpoints.newest()
+    mine = state["step"] if state else 0
+    apart = torch.tensor(float(run.fabric.broadcast(mine) != mine), device=run.fabric.device)
+    if _over_ranks(run.fabric, apart) > 0:
+        raise UsageError(f"the processes see different checkpoints: all nodes must share the folder {run.folder}")
     if state is None:
         return
     before, now = json.loads(state["recipe"]), json.loads(json.dumps(run.recipe.flat()))
@@ -266,6 +278,10 @@ def _restore(run: Run) -> None:
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.best, run.scores = state["step"], state["best"], state["scores"]
+    if any(now[k] != before.get(k) for k in ("probe.data", "probe.size_px", "probe.point_px")):
+        run.best = -1.0  # scores of another probe are no measure
+    if run.fabric.is_global_zero:  # a crash may have come between the checkpoint and the artefact
+        artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
 
 
 def _origin(run: Run) -> dict[str, Any]:

@@ -188,6 +188,8 @@ def load(source: Path | Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file or mapping, with command-line words over it; `UsageError` says what is wrong in one line."""
     given = _long_form(config.read_yaml(source) if isinstance(source, Path) else source)
     words = _long_words(words)
+    if words and words[-1] == "--method.name":
+        raise UsageError("--method: expected one argument")
     method = given.get("method", {})
     if not isinstance(method, dict) or not {"name"} & (set(method) | ({"name"} if "--method.name" in words else set())):
         raise UsageError("the recipe names no method: it needs `method: {name: simclr}` (or dino, mae...)")
@@ -238,6 +240,14 @@ def _check(recipe: Recipe) -> None:
         value = vars(train)[key]
         if value is not None and value < 1:
             raise UsageError(f"train.{key} is {value}: it must be at least 1")
+    if train.warmup is not None and not 0 <= train.warmup < 1:
+        raise UsageError(f"train.warmup is {train.warmup}: it is a share of the run (0 to 1), not epochs")
+    if recipe.top.seed < 0:
+        raise UsageError(f"seed is {recipe.top.seed}: it must be 0 or more")
+    if recipe.probe.every_epochs < 1:
+        raise UsageError(f"probe.every_epochs is {recipe.probe.every_epochs}: it must be at least 1")
+    if train.optimizer == "lars" and train.weight_decay == 0:
+        raise UsageError("train.weight_decay 0 would switch off the scaling of LARS; use 1e-6 or sgd")
     maskable = backbones.maskable(recipe.backbone.name)
     if recipe.method.masks_patches and not maskable:
         raise UsageError(

@@ -32,17 +32,26 @@ def fabric(recipe: Recipe) -> Fabric:
     if train.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("train.accelerator is gpu, but torch sees no GPU here; use auto or cpu")
     cpu = train.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-    everywhere = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
-    devices: int | str = int(local) if local else (train.devices or (1 if cpu else "auto"))
-    nodes = int(everywhere) // int(local) if local and everywhere else 1
+    local, nodes = _launched()
+    devices: int | str = local or train.devices or (1 if cpu else "auto")
     many = nodes > 1 or (devices != 1 if isinstance(devices, int) else torch.cuda.device_count() > 1)
-    bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = train.precision if train.precision != "auto" else ("bf16-mixed" if bf16 else "32-true")
     return Fabric(
         accelerator="cpu" if cpu else "auto", devices=devices, num_nodes=nodes, precision=precision,
         strategy="ddp" if many else "auto",
     )  # fmt: skip
+
+
+def _launched() -> tuple[int, int]:
+    """Processes on this node and number of nodes that torchrun or SLURM started; (0, 1) where neither did."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"]) // int(env["LOCAL_WORLD_SIZE"])
+    # Lightning takes no notice of SLURM in interactive jobs, where the variables describe what could be started.
+    if "SLURM_NTASKS_PER_NODE" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(env["SLURM_NTASKS_PER_NODE"]), int(env.get("SLURM_NNODES", "1"))
+    return 0, 1
 
 
 def short_side_px(specs: tuple[ViewSpec, ...], window_px: int | None) -> int | None:
@@ -75,6 +84,8 @@ def backbone(recipe: Recipe) -> Backbone:
     torch.manual_seed(recipe.top.seed)
     name = recipe.backbone.name
     built = backbones.create(name, **recipe.backbone_options(backbones.maskable(name)))
+    if not any(parameter.requires_grad for parameter in built.parameters()):
+        raise UsageError(f"the backbone {name} has nothing to train")
     if isinstance(built, MaskableBackbone):
         uneven = [spec for spec in recipe.specs() if spec.size_px % built.patch_px]
         if uneven:

@@ -26,6 +26,8 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x_BC)
         over = [d for d in range(x_BC.ndim) if d != 1]
         shape = [1, -1, *[1] * (x_BC.ndim - 2)]
+        kind = x_BC.dtype
+        x_BC = x_BC if kind == torch.float64 else x_BC.float()
         count = x_BC.numel() // x_BC.shape[1] * dist.get_world_size()
         mean = all_reduce(x_BC.sum(over)) / count
         centred = x_BC - mean.view(shape)
@@ -37,7 +39,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
         y_BC: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
-        return y_BC if self.weight is None else y_BC * self.weight.view(shape) + self.bias.view(shape)
+        return (y_BC if self.weight is None else y_BC * self.weight.view(shape) + self.bias.view(shape)).to(kind)
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
