@@ -44,7 +44,7 @@ def main() -> None:
         given.images, given.labelled, given.out = "synthetic:12", "synthetic:20:1", given.out / "quick"
     if not (given.images and given.labelled):
         raise SystemExit("give --images and --labelled, or --quick")
-    console = Console()
+    console = Console(width=150)
     minutes = {name: train(name, given, console) for name in RECIPES}
     labelled = readers.read(sources.folder(given.labelled, given.out / "cache"))
     objects = cut(labelled, SIZE_PX, point_px=POINT_PX)

@@ -150,6 +150,12 @@ def test_no_gradient_reaches_the_teacher_and_the_teacher_follows_the_student() -
         assert torch.allclose(new, 0.9 * old + 0.1 * (old + 1), atol=1e-6)
 
 
+def test_the_loss_itself_detaches_the_teacher() -> None:
+    teacher, student = torch.randn(2, 3, 8, requires_grad=True), torch.randn(4, 3, 8, requires_grad=True)
+    dino_loss(teacher, student, torch.zeros(8), 0.04, 0.1).backward()
+    assert teacher.grad is None and student.grad is not None
+
+
 def test_the_centre_moves_after_the_loss_has_used_it() -> None:
     method = dino()
     views = seen(method)
