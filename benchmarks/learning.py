@@ -13,15 +13,21 @@ import argparse
 import json
 import platform
 import time
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import StandardScaler
 
 from ssl_pretrain import pretrain
 from ssl_pretrain.artefact import resolve
-from ssl_pretrain.backbones import create
+from ssl_pretrain.backbones import Backbone, create
 from ssl_pretrain.data import readers, sources
 from ssl_pretrain.errors import SslPretrainError
 from ssl_pretrain.probe.knn import KnnScore, score
@@ -38,6 +44,7 @@ def main() -> None:
     parser.add_argument("--labelled", help="the labelled set to judge on")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--linear", action="store_true", help="a logistic regression too, on the probe's split (slow)")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
@@ -48,8 +55,12 @@ def main() -> None:
     minutes = {name: train(name, given, console) for name in RECIPES}
     labelled = readers.read(sources.folder(given.labelled, given.out / "cache"))
     objects = cut(labelled, SIZE_PX, point_px=POINT_PX)
-    rows = judge(objects, given.out)
+    features = {name: embed(net, objects.crops_NSSC) for name, net in backbones(given.out).items()}
+    sides = {"split": objects, "leave one out": leave_one_out(objects)}
+    rows = {name: {how: score(some, z_ND, name) for how, some in sides.items()} for name, z_ND in features.items()}
     console.print(table(rows, minutes))
+    for name, z_ND in features.items() if given.linear else ():
+        console.print(f"linear, balanced accuracy on the split: {name} {linear(objects, z_ND):.3f}")
     console.print(f"{labelled.found}; {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
                   f"torch {torch.__version__}")  # fmt: skip
     if given.json:
@@ -66,15 +77,22 @@ def train(name: str, given: argparse.Namespace, console: Console) -> float:
     return (time.monotonic() - began) / 60
 
 
-def judge(objects: Objects, out: Path) -> dict[str, dict[str, KnnScore]]:
-    """Scores by name, on the split and leaving one image out."""
+def backbones(out: Path) -> dict[str, Backbone]:
+    """What is compared, by name."""
     torch.manual_seed(0)
     vit = create("vit_tiny_patch16_224", img_size=SIZE_PX, patch_size=8, pool="avg").eval()
     named = {"pixels 16x16": resolve("pixels"), "random resnet18": resolve("random:resnet18"), "random vit_tiny/8": vit}
-    named |= {name.removeprefix("chula_"): resolve(str(out / name)) for name in RECIPES}
-    sides = {"split": objects, "leave one out": leave_one_out(objects)}
-    features = {name: embed(net, objects.crops_NSSC) for name, net in named.items()}
-    return {name: {how: score(some, z_ND, name) for how, some in sides.items()} for name, z_ND in features.items()}
+    return named | {name.removeprefix("chula_"): resolve(str(out / name)) for name in RECIPES}
+
+
+def linear(objects: Objects, z_ND: np.ndarray) -> float:
+    """Balanced accuracy of a logistic regression on standardised features, classes weighted alike."""
+    bank, label_N = objects.train_N, objects.label_N
+    x_ND = StandardScaler().fit(z_ND[bank]).transform(z_ND)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(C=0.1, max_iter=300, class_weight="balanced").fit(x_ND[bank], label_N[bank])
+    return float(balanced_accuracy_score(label_N[~bank], fitted.predict(x_ND[~bank])))
 
 
 def table(rows: dict[str, dict[str, KnnScore]], minutes: dict[str, float]) -> Table:
