@@ -104,8 +104,8 @@ def table(rows: dict[str, dict[str, KnnScore]], minutes: dict[str, float]) -> Ta
             for found in row.values()
             for figure in (found.accuracy, found.balanced_accuracy)
         ]
-        took = minutes.get(f"chula_{name}")
-        shown.add_row(name, *cells, f"{took:.0f}" if took else "")
+        took = round(minutes.get(f"chula_{name}", 0))  # 0 for a run that was finished before
+        shown.add_row(name, *cells, str(took or ""))
     return shown
 
 
