@@ -121,4 +121,8 @@ def one_line(message: str) -> str:
     """What jsonargparse says of a wrong value, without its quotes of Python types."""
     message = " ".join(message.split())
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", message)
-    return re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "").replace("NoneType", "null")
+    either = re.compile(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*Given value: "
+    )
+    return either.sub(lambda found: f"Expected {found[1].replace(', ', ' or ')}. Got value: ", message)

@@ -64,6 +64,7 @@ def test_published_rates_follow_the_batch() -> None:
         ({"train": {"epocks": 3}}, [], "unknown key 'epocks' under 'train' (did you mean 'epochs'?)"),
         ({"train": {"epochs": "many"}}, [], "train.epochs: Expected a int. Got value: many"),
         ({"train": 3}, [], "'train' is a section"),
+        ({}, ["--train.lr", "fast"], "train.lr: Expected float or null. Got value: fast"),
         ({"train": {"precision": "fp8"}}, [], "train.precision"),
         ({"train": {"batch_size": 0}}, [], "train.batch_size is 0"),
         ({"method": {"name": "simcrl"}}, [], "no method is called 'simcrl' (did you mean 'simclr'?)"),

@@ -42,17 +42,16 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (y_BC if self.weight is None else y_BC * self.weight.view(shape) + self.bias.view(shape)).to(kind)
 
 
-def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with each BatchNorm replaced by one that sees all ranks."""
+def synchronised(module: nn.Module, device: torch.device) -> None:
+    """Replaces each BatchNorm inside the module by one that sees all ranks."""
     if device.type != "cpu":
-        converted: nn.Module = convert_sync_batchnorm(module)
-        return converted
+        convert_sync_batchnorm(module)  # works in place but for a module that is a BatchNorm itself
+        return
     for name, child in list(module.named_children()):
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             setattr(module, name, _cpu(child))
         else:
             synchronised(child, device)
-    return module
 
 
 def _cpu(norm: nn.modules.batchnorm._BatchNorm) -> CpuSyncBatchNorm:
