@@ -25,6 +25,7 @@ RICH = ViewSpec(
     count=2,
     vflip_p=0.3,
     turn_p=0.6,
+    rotate_p=0.7,
     blur_p=0.5,
     jitter_p=0.8,
     brightness=0.8,

@@ -42,7 +42,7 @@ from ssl_pretrain.train.feed import Feed, image
 from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.recipe import Recipe
 from ssl_pretrain.views import ViewSpec
-from ssl_pretrain.views.plan import boxes, plan
+from ssl_pretrain.views.plan import boxes, plan, windows
 
 DPI = 130
 STYLE = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
@@ -216,11 +216,9 @@ def _sources(
     size_B2, scale_B = pack.size_N2[place_B], pack.scale_N[place_B]
     drawn = plan(feed.specs, ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
     box_BV4 = np.concatenate([boxes(drawn, i) for i in range(len(feed.specs))], axis=1)
-    # A crop of the whole area whose shape does not fit becomes all there is to crop from: the window.
-    whole = ViewSpec("window", 1, scale=(1.0, 1.0), ratio=(1e-6, 1e6))
-    window_B14 = boxes(plan((whole,), ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B), 0)
+    window_B4 = windows(ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
     for b, place in enumerate(place_B):
-        window = window_B14[b, 0] if feed.window_px is not None else None
+        window = window_B4[b] if feed.window_px is not None else None
         yield image(pack, int(place)).numpy(), box_BV4[b], window
 
 

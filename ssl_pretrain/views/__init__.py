@@ -6,11 +6,22 @@ Legend: B images, V views of a spec, H W pixels. Images are uint8 (H, W, 3); vie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ssl_pretrain.views.extras import Extra
+
+CHAIN = ("blur", "jitter", "gray", "solarize")
+"""The ops after the geometry, in the order of light: optics blur before a camera has colours."""
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One kind of view and how many of it are cut from an image; the ops bear Kornia's names, in this order."""
+    """One kind of view and how many of it are cut from an image. The ops bear the names of Kornia's classes.
+
+    Geometry comes first and in this order: crop and resize, horizontal flip, vertical flip, turn, rotation; then the
+    ops of `chain`.
+    """
 
     name: str
     """`global_0`, `local`...: the key under which the method finds its tensors."""
@@ -28,10 +39,17 @@ class ViewSpec:
     """RandomVerticalFlip."""
     turn_p: float = 0.0
     """Probability of a turn by 90, 180 or 270 degrees (equally likely)."""
+    rotate_p: float = 0.0
+    """RandomRotation about the crop's centre, antialiased. Corners show what lies beyond the crop, beyond the image its
+    mirror image: no black."""
+    rotate_degrees: float = 180.0
+    """Angle drawn from [-d, d]."""
     blur_p: float = 0.0
-    """RandomGaussianBlur. Before the colour ops, as optics come before a camera's colours."""
+    """RandomGaussianBlur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Standard deviation in pixels of the view."""
+    blur_kernel_px: int | None = None
+    """Side of the kernel (odd); null takes 3 of the largest standard deviations on each side."""
     jitter_p: float = 0.0
     """ColorJitter, its four ops in an order drawn per sample."""
     brightness: float = 0.0
@@ -42,9 +60,18 @@ class ViewSpec:
     """Factor drawn from [max(0, 1 - s), 1 + s]."""
     hue: float = 0.0
     """Shift drawn from [-h, h] turns of the colour circle."""
+    hue_space: Literal["hsv", "yiq"] = "hsv"
+    """Where hue is turned: HSV is what every paper used; in YIQ it is linear, faster, and another augmentation."""
     gray_p: float = 0.0
     """RandomGrayscale."""
     solarize_p: float = 0.0
     """RandomSolarize."""
     solarize_threshold: float = 0.5
     """Values at or above are inverted."""
+    chain: tuple[str | Extra, ...] = CHAIN
+    """The ops after the geometry, in order: names out of `CHAIN` (left out: never done) and extra ops."""
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """The extra ops of the chain, in order."""
+        return tuple(op for op in self.chain if not isinstance(op, str))

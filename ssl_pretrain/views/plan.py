@@ -43,14 +43,18 @@ COLUMNS = (
     "order_3",
     "gray",  # gate
     "solarize",  # gate
+    "angle",  # of the rotation, radians, counter-clockwise; 0 is none
 )
+"""Of every view. The columns of the spec's extra ops follow: for each a gate and its own."""
 COLOUR_OPS = ("brightness", "contrast", "saturation", "hue")
 INDEX = {name: i for i, name in enumerate(COLUMNS)}
 
 ATTEMPTS = 10
 """RandomResizedCrop's tries before it takes the central crop, as torchvision's."""
-DRAWS = 2 * ATTEMPTS + 19
+DRAWS = 2 * ATTEMPTS + 21
 """Random numbers of one view; which number serves which parameter is fixed, so that no gate shifts the others."""
+EXTRAS = 2**20
+"""Folded into the key of a view: this and the ones after it give the streams of its extra ops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +64,20 @@ class Plan:
     specs: tuple[ViewSpec, ...]
     """In the order of their views in `buffer`."""
     buffer: npt.NDArray[np.float32]
-    """(B, A, C), contiguous: one copy takes it to a device. float32 holds whole numbers up to 2^24 exactly."""
+    """(B, A, C), contiguous: one copy takes it to a device. float32 holds whole numbers up to 2^24 exactly.
+
+    C is `COLUMNS` and as many more as the spec with the most extra parameters needs.
+    """
 
     def of(self, spec_index: int) -> npt.NDArray[np.float32]:
         """(B, V, C): the views of one spec; no copy."""
         first = sum(spec.count for spec in self.specs[:spec_index])
         return self.buffer[:, first : first + self.specs[spec_index].count]
+
+    def extra(self, spec_index: int, k: int) -> npt.NDArray[np.float32]:
+        """(B, V, 1 + P): gate and parameters of the k-th extra op of a spec; no copy."""
+        first = len(COLUMNS) + sum(1 + len(op.columns) for op in self.specs[spec_index].extras[:k])
+        return self.of(spec_index)[..., first : first + 1 + len(self.specs[spec_index].extras[k].columns)]
 
     def column(self, spec_index: int, name: str) -> npt.NDArray[np.float32]:
         """(B, V): one parameter, by its name in `COLUMNS`, of the views of one spec; no copy."""
@@ -91,14 +103,22 @@ def plan(
     size_px_B2: Ints = np.asarray(size_B2, dtype=np.int64)
     if size_px_B2.shape != (len(ids_B), 2) or np.any(size_px_B2 < 1):
         raise ValueError(f"size_B2 holds a height and a width of 1 or more for each of {len(ids_B)} images")
-    window_B4 = _windows(ids_B, size_px_B2, epoch, seed, window_px, scale_B)
+    window_B4 = windows(ids_B, size_px_B2, epoch, seed, window_px, scale_B)
     key_B = rng.fold_in(rng.fold_in(rng.key(seed, "views"), epoch), np.asarray(ids_B))
-    u_BAD = rng.uniform(rng.fold_in(key_B[:, None], np.arange(len(views))), DRAWS)
-    buffer = np.empty((len(ids_B), len(views), len(COLUMNS)), dtype=np.float32)
+    key_BA2 = rng.fold_in(key_B[:, None], np.arange(len(views)))
+    u_BAD = rng.uniform(key_BA2, DRAWS)
+    width = max(sum(1 + len(op.columns) for op in spec.extras) for spec in specs)
+    buffer = np.zeros((len(ids_B), len(views), len(COLUMNS) + width), dtype=np.float32)
     for a, spec in enumerate(views):
         crop, rest = u_BAD[:, a, : 2 * ATTEMPTS + 2], u_BAD[:, a, 2 * ATTEMPTS + 2 :]
         buffer[:, a, :4] = _crops(spec, window_B4, crop)
-        buffer[:, a, 4:] = _ops(spec, rest)
+        buffer[:, a, 4 : len(COLUMNS)] = _ops(spec, rest)
+        first = len(COLUMNS)
+        for k, op in enumerate(spec.extras):
+            u_BD = rng.uniform(rng.fold_in(key_BA2[:, a], EXTRAS + k), 1 + op.draws)
+            buffer[:, a, first] = u_BD[:, 0] < op.p
+            buffer[:, a, first + 1 : first + 1 + len(op.columns)] = op.parameters(u_BD[:, 1:], spec.size_px)
+            first += 1 + len(op.columns)
     return Plan(tuple(specs), buffer)
 
 
@@ -107,23 +127,40 @@ def boxes(plan: Plan, spec_index: int) -> Ints:
     return plan.of(spec_index)[..., :4].astype(np.int64)
 
 
+def corners(plan: Plan, spec_index: int) -> Floats:
+    """(B, V, 4, 2): x, y in stored pixels of where each view's corners lie (clockwise from its top left).
+
+    A quadrilateral with right angles only where the crop is square or the rotation none; it may reach beyond the image.
+    """
+    rows_BVC = plan.of(spec_index).astype(np.float64)
+    top, left, height, width = (rows_BVC[..., i] for i in range(4))
+    flip_BV2 = 1 - 2 * np.stack([rows_BVC[..., INDEX["hflip"]], rows_BVC[..., INDEX["vflip"]]], axis=-1)
+    angle_BV = rows_BVC[..., INDEX["turn"]] * (math.pi / 2) + rows_BVC[..., INDEX["angle"]]
+    cos, sin = np.cos(angle_BV)[..., None], np.sin(angle_BV)[..., None]
+    x_4, y_4 = np.array([-0.5, 0.5, 0.5, -0.5]), np.array([-0.5, -0.5, 0.5, 0.5])
+    unit_BV42 = np.stack([x_4 * cos - y_4 * sin, x_4 * sin + y_4 * cos], axis=-1) * flip_BV2[..., None, :]
+    centre_BV2 = np.stack([left + width / 2, top + height / 2], axis=-1)
+    return np.asarray(centre_BV2[..., None, :] + unit_BV42 * np.stack([width, height], axis=-1)[..., None, :])
+
+
 def blur_kernel_px(spec: ViewSpec) -> int:
-    """Side of the Gaussian kernel: 3 standard deviations of the widest blur on each side.
+    """Side of the Gaussian kernel: the spec's, else 3 standard deviations of the widest blur on each side.
 
     Less where the view is too small to be reflected that far.
     """
-    return 2 * min(math.ceil(3 * spec.blur_sigma[1]), spec.size_px - 1) + 1
+    radius = math.ceil(3 * spec.blur_sigma[1]) if spec.blur_kernel_px is None else spec.blur_kernel_px // 2
+    return 2 * min(radius, spec.size_px - 1) + 1
 
 
-def _windows(
+def windows(
     ids_B: npt.NDArray[np.integer],
     size_B2: Ints,
     epoch: int,
     seed: int,
-    window_px: float | None,
-    scale_B: npt.NDArray[np.floating] | None,
+    window_px: float | None = None,
+    scale_B: npt.NDArray[np.floating] | None = None,
 ) -> Ints:
-    """(B, 4): top, left, height, width of the part of each image that its views are cut from."""
+    """(B, 4): top, left, height, width of the part of each image that its views are cut from; see `plan`."""
     if window_px is None:
         return np.concatenate([np.zeros_like(size_B2), size_B2], axis=1)
     side_B = np.rint(window_px * (np.ones(len(ids_B)) if scale_B is None else np.asarray(scale_B)))
@@ -169,8 +206,9 @@ def _central(ratio: tuple[float, float], size_B2: Ints) -> Ints:
 
 
 def _ops(spec: ViewSpec, u_BD: Floats) -> Floats:
-    """(B, C - 4): everything but the crop, in the order of `COLUMNS`, from the 17 draws that follow the crop's."""
+    """(B, C - 4): everything but the crop, in the order of `COLUMNS`, from the 19 draws that follow the crop's."""
     turned_B = u_BD[:, 2] < spec.turn_p
+    angle = math.radians(spec.rotate_degrees)
     factors_B3 = [
         _between((max(0.0, 1.0 - strength), 1.0 + strength), u_BD[:, 7 + i])
         for i, strength in enumerate((spec.brightness, spec.contrast, spec.saturation))
@@ -187,6 +225,7 @@ def _ops(spec: ViewSpec, u_BD: Floats) -> Floats:
         *np.argsort(u_BD[:, 11:15], axis=1, kind="stable").T,
         u_BD[:, 15] < spec.gray_p,
         u_BD[:, 16] < spec.solarize_p,
+        np.where(u_BD[:, 17] < spec.rotate_p, _between((-angle, angle), u_BD[:, 18]), 0),
     ]
     return np.stack(columns, axis=1).astype(np.float64)
 

@@ -1,0 +1,173 @@
+"""How fast views are made: this package's engine against stock Kornia, lightly's transforms and torchvision v2.
+
+    python benchmarks/views.py [--quick] [--json FILE]
+
+The same images (drawn fields of 683 x 512 px, uint8, in memory), the same kinds of views (SimCLR: 2 of 224 px; DINO:
+2 of 224 px and 8 of 96 px), one thread. A round lets every contender make the views of one batch, in turn, and counts
+CPU seconds of the process; what is reported are medians over rounds, and ratios taken within rounds. Not the same
+work: Kornia resizes without antialias and draws one order of the colour ops for a whole batch, lightly blurs with
+Pillow's box approximation; ours antialiases and draws the order for each view.
+
+With a GPU the device's engine is measured too: views per second, kernels and host reads per step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.v2 as tv
+from kornia import augmentation as K
+from lightly.transforms import DINOTransform, SimCLRTransform
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ssl_pretrain.data import synthetic
+from ssl_pretrain.methods import dino, simclr
+from ssl_pretrain.views import ViewSpec, fused
+from ssl_pretrain.views.plan import plan
+
+SIZE_PX = (683, 512)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WORK: dict[str, tuple[ViewSpec, ...]] = {
+    "SimCLR 2x224": simclr.Config().views(),
+    "DINO 2x224+8x96": dino.Config().views(),
+}
+Contender = Callable[[Sequence[np.ndarray], int], None]
+
+
+def ours(specs: Sequence[ViewSpec]) -> Contender:
+    def make(images: Sequence[np.ndarray], step: int) -> None:
+        drawn = plan(specs, np.arange(len(images)), np.array([image.shape[:2] for image in images]), step, 0)
+        fused.render(drawn, [torch.from_numpy(image) for image in images], MEAN, STD)
+
+    return make
+
+
+def ours_yiq(specs: Sequence[ViewSpec]) -> Contender:
+    return ours([replace(spec, hue_space="yiq") for spec in specs])
+
+
+def kornia(specs: Sequence[ViewSpec]) -> Contender:
+    """One AugmentationSequential a spec, as stable-pretraining and Kornia's own pages write it."""
+    pipelines = [
+        K.AugmentationSequential(
+            K.RandomResizedCrop((spec.size_px, spec.size_px), scale=spec.scale, ratio=spec.ratio),
+            K.RandomHorizontalFlip(p=spec.hflip_p),
+            K.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue, p=spec.jitter_p),
+            K.RandomGrayscale(p=spec.gray_p),
+            K.RandomGaussianBlur((23, 23), spec.blur_sigma, p=spec.blur_p),
+            *([K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=spec.solarize_p)] if spec.solarize_p else []),
+            K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        )
+        for spec in specs
+    ]
+
+    def make(images: Sequence[np.ndarray], step: int) -> None:
+        x_BCHW = torch.stack([torch.from_numpy(image) for image in images]).permute(0, 3, 1, 2).float() / 255
+        for spec, pipeline in zip(specs, pipelines, strict=True):
+            pipeline(torch.cat([x_BCHW] * spec.count))
+
+    return make
+
+
+def lightly(specs: Sequence[ViewSpec]) -> Contender:
+    """Its transforms with its defaults, on Pillow images; the number of local crops is ours."""
+    transform = SimCLRTransform() if len(specs) == 1 else DINOTransform(n_local_views=specs[-1].count)
+
+    def make(images: Sequence[np.ndarray], step: int) -> None:
+        for image in images:
+            transform(Image.fromarray(image))
+
+    return make
+
+
+def torchvision(specs: Sequence[ViewSpec]) -> Contender:
+    """v2, on uint8 tensors."""
+    pipelines = [
+        tv.Compose(
+            [
+                tv.RandomResizedCrop(spec.size_px, scale=spec.scale, antialias=True),
+                tv.RandomHorizontalFlip(spec.hflip_p),
+                tv.RandomApply(
+                    [tv.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)], spec.jitter_p
+                ),
+                tv.RandomGrayscale(spec.gray_p),
+                tv.RandomApply([tv.GaussianBlur(23, spec.blur_sigma)], spec.blur_p),
+                tv.RandomSolarize(128, spec.solarize_p),
+                tv.ToDtype(torch.float32, scale=True),
+                tv.Normalize(MEAN, STD),
+            ]
+        )
+        for spec in specs
+    ]
+
+    def make(images: Sequence[np.ndarray], step: int) -> None:
+        for image in images:
+            x_CHW = torch.from_numpy(image).permute(2, 0, 1)
+            for spec, pipeline in zip(specs, pipelines, strict=True):
+                for _ in range(spec.count):
+                    pipeline(x_CHW)
+
+    return make
+
+
+CONTENDERS = {"lightly": lightly, "kornia": kornia, "torchvision v2": torchvision, "ours": ours, "ours, yiq": ours_yiq}
+
+
+def measure(specs: Sequence[ViewSpec], images: Sequence[np.ndarray], rounds: int) -> dict[str, np.ndarray]:
+    """CPU seconds of each contender in each round, the first (warming up) left out."""
+    makers = {name: contender(specs) for name, contender in CONTENDERS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for step in range(rounds + 1):
+        for name, make in makers.items():
+            began = time.process_time()
+            make(images, step)
+            seconds[name].append(time.process_time() - began)
+    return {name: np.array(taken[1:]) for name, taken in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few images and rounds, to see that it runs")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    count, rounds = (4, 3) if given.quick else (16, 15)
+    images = [synthetic.field(0, i, SIZE_PX).pixels_HWC for i in range(count)]
+    found = {}
+    for work, specs in WORK.items():
+        views = count * sum(spec.count for spec in specs)
+        taken = measure(specs, images, rounds)
+        found[work] = {
+            name: {
+                "views_per_cpu_s": views / float(np.median(s)),
+                **{f"vs_{peer}": float(np.median(taken[peer] / s)) for peer in ("lightly", "kornia")},
+            }
+            for name, s in taken.items()
+        }
+    console = Console(width=120)
+    for work, rows in found.items():
+        table = Table("", "views per CPU second", "times lightly", "times kornia", title=work)
+        for name, row in rows.items():
+            table.add_row(name, f"{row['views_per_cpu_s']:.0f}", f"{row['vs_lightly']:.2f}", f"{row['vs_kornia']:.2f}")
+        console.print(table)
+    machine = f"{platform.machine()}, one thread, torch {torch.__version__}, batches of {count}, {rounds} rounds"
+    console.print(machine)
+    if given.json:
+        given.json.write_text(json.dumps({"machine": machine, "cpu": found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
