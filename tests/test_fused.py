@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_pretrain.views import ViewSpec, fused, reference
-from ssl_pretrain.views.plan import COLOUR_OPS, COLUMNS, INDEX, plan
+from ssl_pretrain.views import CHAIN, ViewSpec, fused, reference
+from ssl_pretrain.views.colour import stages, yiq_turn
+from ssl_pretrain.views.plan import COLOUR_OPS, COLUMNS, INDEX, canvas_px, plan
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIMCLR = ViewSpec(
@@ -32,10 +34,12 @@ SIMCLR = ViewSpec(
     gray_p=0.2,
 )
 DINO = [
-    ViewSpec("global", 64, (0.4, 1.0), 2, (3 / 4, 4 / 3), 0.5, 0, 0, 0.5, (0.1, 2), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.2),
-    ViewSpec("local", 32, (0.05, 0.4), 4, (3 / 4, 4 / 3), 0.5, 0, 0, 0.5, (0.1, 2), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0),
-]
-GEOMETRY = ViewSpec("geometry", 64, (0.05, 1.0), count=4, vflip_p=0.5, turn_p=0.75)
+    replace(SIMCLR, name="global", scale=(0.4, 1.0), vflip_p=0, turn_p=0, brightness=0.4, contrast=0.4, saturation=0.2,
+            hue=0.1, solarize_p=0.2),
+    replace(SIMCLR, name="local", size_px=32, scale=(0.05, 0.4), count=4, vflip_p=0, turn_p=0, brightness=0.4,
+            contrast=0.4, saturation=0.2, hue=0.1),
+]  # fmt: skip
+GEOMETRY = ViewSpec("geometry", 64, (0.05, 1.0), count=4, vflip_p=0.5, turn_p=0.75, rotate_p=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -109,17 +113,73 @@ def test_resize_is_torchs_antialiased(size):
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("size_px", [64, 4, 2, 1])
 def test_blur_is_exact(size_px, sigma):
-    spec = replace(GEOMETRY, size_px=size_px)
+    spec = replace(GEOMETRY, size_px=size_px, blur_sigma=(0.1, 2.0), chain=("blur",))
     row = row_of(height=50, width=60, blur=1, sigma=sigma, turn=1)
-    got = fused.geometry(spec, row, noise(50, 60))
-    assert (got - reference.geometry(spec, row, noise(50, 60))[0]).abs().max() < 1e-6
+    taps = fused.blur_taps(size_px, 2 * min(6, size_px - 1) + 1, sigma)
+    got = fused.blur(fused.geometry(spec, row, noise(50, 60)), taps)
+    assert (got - reference.view(spec, row, noise(50, 60))[0]).abs().max() < 1e-6
+
+
+ANGLES = [-math.pi, -2.0, -math.pi / 2, -0.3, 1e-3, 0.5, math.pi / 4, math.pi / 2, 3.0]
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("turned", [(0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 3)])
+@pytest.mark.parametrize("crop", [(20, 30, 40, 60), (0, 0, 90, 120), (80, 0, 10, 14), (3, 3, 1, 117)])
+def test_rotation_is_exact(crop, turned, angle):
+    box = dict(zip(("top", "left", "height", "width"), crop, strict=True))
+    row = row_of(**box, hflip=turned[0], vflip=turned[1], turn=turned[2], angle=angle)
+    got = fused.geometry(GEOMETRY, row, noise(90, 120))
+    assert got.shape == (3, 64, 64)
+    # the reference turns by an angle in float32 degrees
+    assert (got - reference.geometry(GEOMETRY, row, noise(90, 120))[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("quarters", "angle"), [(1, math.pi / 2), (2, math.pi), (3, -math.pi / 2)])
+def test_a_rotation_by_right_angles_is_a_turn(quarters, angle):
+    """Away from the crop's border, where a turn sees nothing of what lies beyond."""
+    box = {"top": 20.0, "left": 30.0, "height": 50.0, "width": 70.0}
+    turned, rotated = (
+        fused.geometry(GEOMETRY, row_of(**box, **how), noise(90, 120)) for how in ({"turn": quarters}, {"angle": angle})
+    )
+    assert (turned - rotated)[:, 3:-3, 3:-3].abs().max() < 1e-5
+
+
+def test_rotation_leaves_no_empty_corner_and_shows_the_mirror_image():
+    white = torch.full((40, 50, 3), 255, dtype=torch.uint8)
+    for angle in ANGLES:
+        x = fused.geometry(GEOMETRY, row_of(height=40, width=50, angle=angle), white)
+        assert (x - 1).abs().max() < 1e-5
+    left_half_black = white.clone()
+    left_half_black[:, :25] = 0
+    x = fused.geometry(GEOMETRY, row_of(height=40, width=50, angle=math.pi / 4), left_half_black)
+    # turned by 45 degrees counter-clockwise, the left half is the lower left triangle
+    assert x[:, -1, 0].max() < 1e-5 and x[:, 0, -1].min() > 1 - 1e-5
+    assert x[:, 50, 10].max() < 1e-5 and x[:, 10, 50].min() > 1 - 1e-5
+
+
+@pytest.mark.parametrize("degrees", [5.0, 30.0, 180.0])
+@pytest.mark.parametrize("size_px", [1, 8, 63, 64])
+def test_the_canvas_holds_every_corner(size_px, degrees):
+    spec = replace(GEOMETRY, size_px=size_px, rotate_degrees=degrees)
+    worst = max(abs(math.cos(math.radians(d))) + abs(math.sin(math.radians(d))) for d in np.linspace(0, degrees, 200))
+    assert canvas_px(spec) >= size_px * worst and (canvas_px(spec) - size_px) % 2 == 0
+
+
+def test_rotated_views_shrink_without_aliasing():
+    """A fine checkerboard becomes gray, at any angle; without antialias it would be black and white."""
+    y, x = np.mgrid[:300, :300]
+    board = torch.from_numpy(np.repeat((((y + x) % 2) * 255).astype(np.uint8)[..., None], 3, axis=2))
+    for angle in ANGLES:
+        view = fused.geometry(replace(GEOMETRY, size_px=32), row_of(height=300, width=300, angle=angle), board)
+        assert (view - 0.5).abs().max() < 0.02
 
 
 # Colour
 
 
 def apply_colour(spec: ViewSpec, rows_NC: np.ndarray, x_NCSS: Tensor) -> Tensor:
-    return fused.colour_stages(spec, rows_NC).apply(x_NCSS.clone(), slice(None))
+    return fused.colour_step(spec, stages(spec, rows_NC), fused.EAGER)(x_NCSS.clone(), slice(None))
 
 
 def reference_colour(spec: ViewSpec, rows_NC: np.ndarray, x_NCSS: Tensor) -> Tensor:
@@ -159,9 +219,9 @@ def test_chains_within_bounds_are_one_stage():
     rows_NC = random_rows(32, 0.9, hue=0, gray=1)
     for op in COLOUR_OPS[:3]:
         rows_NC[:, INDEX[op]] = rows_NC[:, INDEX[op]].clip(0, 1)
-    stages = fused.colour_stages(SIMCLR, rows_NC)
-    assert stages.auv_NK3.shape == (32, 1, 3)
-    assert np.allclose(stages.auv_NK3[:, 0, 0], 0), "gray: nothing of the colour is left"
+    found = stages(SIMCLR, rows_NC)
+    assert found.auv_NK3.shape == (32, 1, 3)
+    assert np.allclose(found.auv_NK3[:, 0, 0], 0), "gray: nothing of the colour is left"
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.21, 1e-4, 1 / 6, 0.37, 0.5])
@@ -174,6 +234,52 @@ def test_hue_is_exact(turns):
     row = row_of(jitter=1, hue=turns)
     want = torch.cat([reference.colour(SIMCLR, row, one[None]) for one in x])
     assert (got - want).abs().max() < 3e-6
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.21, 1e-4, 1 / 6, 0.37, 0.5])
+def test_hue_in_yiq(turns):
+    """Turned chroma by hand: luma stays, gray stays gray, saturation (the radius) stays, and the angle moves."""
+    x = 0.4 + 0.2 * torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1, :1]
+    spec = replace(SIMCLR, hue_space="yiq")
+    row = row_of(jitter=1, hue=turns)
+    got = apply_colour(spec, np.stack([row, row]), x)
+    assert (got - torch.cat([reference.colour(spec, row, one[None]) for one in x])).abs().max() < 1e-6
+    assert (got[1] - x[1]).abs().max() < 1e-6
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    before, after = (np.einsum("dc,cij->dij", to_yiq, v[0].double().numpy()) for v in (x, got))
+    assert np.abs(after[0] - before[0]).max() < 1e-6
+    chroma = [v[1] + 1j * v[2] for v in (before, after)]
+    assert np.abs(chroma[1] - chroma[0] * np.exp(-2j * math.pi * turns)).max() < 1e-6
+
+
+def test_hue_in_yiq_turns_the_way_of_hsv():
+    red = torch.tensor([0.6, 0.4, 0.4]).view(3, 1, 1).expand(3, 4, 4)
+    for turns, strongest in ((0.0, 0), (1 / 3, 1), (-1 / 3, 2)):
+        got = fused.mix_channels(red[None].clone(), torch.from_numpy(yiq_turn(turns))[None])
+        assert got[0, :, 0, 0].argmax() == strongest
+
+
+@pytest.mark.parametrize("chain", [
+    (), ("jitter",), ("gray", "blur"), ("jitter", "gray", "blur", "solarize"), ("solarize", "gray", "jitter"),
+    ("gray", "jitter", "blur"), ("jitter", "blur", "gray"),
+])  # fmt: skip
+@pytest.mark.parametrize("hue_space", ["hsv", "yiq"])
+def test_any_order_of_the_ops(chain, hue_space):
+    spec = replace(SIMCLR, chain=chain, hue_space=hue_space, gray_p=0.5, solarize_p=0.3, rotate_p=0.4, count=6)
+    (difference,) = both([spec], [field(i, 120, 160) for i in range(4)]).values()
+    # a value on the solarize threshold may fall on either side: one pixel in a million
+    assert difference.flatten(2).mean(-1).max() < 2e-5
+    (with_all,) = both([replace(spec, chain=CHAIN)], [field(0, 120, 160)]).values()
+    assert with_all.mean() < 2e-5
+
+
+def test_what_is_not_in_the_chain_is_not_done():
+    spec = replace(SIMCLR, chain=(), hflip_p=0, vflip_p=0, turn_p=0)
+    p = plan([spec], np.arange(2), np.full((2, 2), 90), 0, 0)
+    (got,) = fused.render(p, [noise(90, 90)] * 2, (0, 0, 0), (1, 1, 1)).values()
+    plain = [fused.geometry(spec, row, noise(90, 90)) for row in p.of(0).transpose(1, 0, 2).reshape(4, -1)]
+    assert torch.equal(got.flatten(0, 1), torch.stack(plain))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
@@ -189,9 +295,9 @@ def test_batched_colour_is_that_of_single_views():
     rows_NC[::3, INDEX["jitter"]] = 0
     rows_NC[::5, INDEX["gray"]] = 1
     x_NCSS = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    stages = fused.colour_stages(SIMCLR, rows_NC)
-    whole = stages.apply(x_NCSS.clone(), slice(None))
-    single = torch.cat([stages.apply(x_NCSS[n : n + 1].clone(), slice(n, n + 1)) for n in range(24)])
+    step = fused.colour_step(SIMCLR, stages(SIMCLR, rows_NC), fused.EAGER)
+    whole = step(x_NCSS.clone(), slice(None))
+    single = torch.cat([step(x_NCSS[n : n + 1].clone(), slice(n, n + 1)) for n in range(24)])
     assert (whole - single).abs().max() < 1e-6
     assert torch.equal(whole[3], x_NCSS[3]), "neither jittered nor gray"
 

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_pretrain.views import ViewSpec, reference
-from ssl_pretrain.views.plan import COLOUR_OPS, COLUMNS, INDEX, Plan, blur_kernel_px, boxes, plan
+from ssl_pretrain.views.plan import COLOUR_OPS, COLUMNS, INDEX, Plan, blur_kernel_px, boxes, corners, plan
 
 PLAIN = ViewSpec("plain", 32, (0.2, 1.0), hflip_p=0.0)
 RICH = ViewSpec(
@@ -233,6 +233,29 @@ def test_every_crop_lies_in_the_image(height, width, scale, ratio, window_px):
     assert (b[..., :2] + b[..., 2:] <= (height, width)).all()
 
 
+def test_corners_are_where_the_views_corners_come_from():
+    """An image whose red is x and whose green is y says where each pixel of a view was."""
+    y, x = np.mgrid[:300, :300].astype(np.float64)
+    ramp = torch.from_numpy(np.stack([x, y, 0 * x], axis=-1))
+    spec = replace(RICH, size_px=64, chain=(), scale=(0.02, 0.15), count=40, vflip_p=0.5)
+    p = draw(spec, 1, (300, 300))
+    shown = corners(p, 0)[0]
+    inside = [v for v in range(40) if shown[v].min() > 8 and shown[v].max() < 292]
+    turns = {int(p.column(0, "turn")[0, v]) for v in inside}
+    assert len(inside) >= 10 and turns == {0, 1, 2, 3} and any(p.column(0, "angle")[0, inside] == 0)
+    for v in inside:
+        row = p.of(0)[0, v]
+        view = (
+            255 * reference.geometry(spec, row, ramp)[0]
+        )  # float images pass, so that the ramp may be as fine as it is
+        mapped = view[:2, [2, 2, -3, -3], [2, -3, -3, 2]].numpy().T + 0.5  # the middles of pixels a little inside
+        t = 2.5 / 64
+        quad = shown[v]
+        middle = quad.mean(0)
+        want = middle + (quad - middle) * (1 - 2 * t)
+        assert np.abs(mapped - want).max() < 0.05 * np.sqrt(row[INDEX["height"]] * row[INDEX["width"]]) / 10
+
+
 @pytest.mark.parametrize("sizes", [[[0, 5]], [[5, 5], [5, 5]], [5]])
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="height and a width"):
@@ -242,6 +265,7 @@ def test_impossible_sizes_are_refused(sizes):
 def test_blur_kernel():
     assert blur_kernel_px(RICH) == 13
     assert blur_kernel_px(replace(RICH, blur_sigma=(0.1, 1.5))) == 11
+    assert blur_kernel_px(replace(RICH, blur_kernel_px=23)) == 23
     assert blur_kernel_px(replace(RICH, size_px=4)) == 7, "a reflected border is at most the view less one"
 
 
@@ -282,7 +306,7 @@ def test_flips_and_turns_come_after_the_crop_in_this_order(image):
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_blur_is_torchvisions(image, sigma):
     plain = reference.geometry(PLAIN, row_of(), image)
-    got = reference.geometry(PLAIN, row_of(blur=1, sigma=sigma), image)
+    got = reference.view(PLAIN, row_of(blur=1, sigma=sigma), image)
     torch.testing.assert_close(got, TF.gaussian_blur(plain, [13, 13], [sigma, sigma]), atol=1e-5, rtol=0)
 
 

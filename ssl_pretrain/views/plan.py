@@ -76,8 +76,7 @@ class Plan:
 
     def extra(self, spec_index: int, k: int) -> npt.NDArray[np.float32]:
         """(B, V, 1 + P): gate and parameters of the k-th extra op of a spec; no copy."""
-        first = len(COLUMNS) + sum(1 + len(op.columns) for op in self.specs[spec_index].extras[:k])
-        return self.of(spec_index)[..., first : first + 1 + len(self.specs[spec_index].extras[k].columns)]
+        return self.of(spec_index)[..., extra_columns(self.specs[spec_index], k)]
 
     def column(self, spec_index: int, name: str) -> npt.NDArray[np.float32]:
         """(B, V): one parameter, by its name in `COLUMNS`, of the views of one spec; no copy."""
@@ -125,6 +124,21 @@ def plan(
 def boxes(plan: Plan, spec_index: int) -> Ints:
     """(B, V, 4): top, left, height, width of each view's crop in stored pixels."""
     return plan.of(spec_index)[..., :4].astype(np.int64)
+
+
+def extra_columns(spec: ViewSpec, k: int) -> slice:
+    """Where the gate and the parameters of the k-th extra op of a spec stand in a row of its plan."""
+    first = len(COLUMNS) + sum(1 + len(op.columns) for op in spec.extras[:k])
+    return slice(first, first + 1 + len(spec.extras[k].columns))
+
+
+def canvas_px(spec: ViewSpec) -> int:
+    """Side of what is rotated: no corner of the view, turned by any angle that the spec allows, lies outside.
+
+    Even or odd as the view's side, so that the view's pixels are the canvas's in the middle.
+    """
+    angle = math.radians(min(spec.rotate_degrees, 45.0))
+    return spec.size_px + 2 * (math.ceil(spec.size_px * (math.cos(angle) + math.sin(angle) - 1) / 2) + 1)
 
 
 def corners(plan: Plan, spec_index: int) -> Floats:
