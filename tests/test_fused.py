@@ -353,19 +353,27 @@ def test_another_number_of_images_than_planned_is_refused():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(8, 900), st.integers(8, 1300), st.integers(0, 1000))
-@example(1, 1300, 0)
-@example(900, 1, 0)
-@example(1, 1, 0)
-@example(8, 8, 0)
-@example(900, 1300, 0)
-@example(8, 1300, 1)
-@example(900, 8, 1)
-def test_any_size(height, width, epoch):
-    specs = [replace(SIMCLR, size_px=32), replace(DINO[1], count=2, solarize_p=0.5)]
-    for difference in both(specs, [noise(height, width)], epoch).values():
+@given(st.integers(8, 900), st.integers(8, 1300), st.booleans(), st.integers(0, 1000))
+@example(1, 1300, False, 0)
+@example(900, 1, True, 0)
+@example(1, 1, False, 0)
+@example(8, 8, True, 0)
+@example(900, 1300, False, 0)
+@example(8, 4224, False, 1)
+@example(4096, 8, True, 1)
+@example(4096, 4224, False, 0)
+def test_any_size(height, width, grey, epoch):
+    image = noise(height, width)
+    if grey:
+        image[..., 1:] = image[..., :1]
+    specs = [replace(SIMCLR, size_px=32, rotate_p=0.4), replace(DINO[1], count=2, solarize_p=0.5)]
+    for difference in both(specs, [image], epoch).values():
         assert difference.flatten(2).mean(-1).max() < 1e-4
         assert difference.isfinite().all()
+    if grey:
+        drawn = plan(specs, np.arange(1), np.array([[height, width]]), epoch, 0)
+        for x in fused.render(drawn, [image], (0, 0, 0), (1, 1, 1)).values():
+            assert (x[:, :, 1:] - x[:, :, :1]).abs().max() < 1e-5, "grey stays grey"
 
 
 @pytest.mark.parametrize(
@@ -375,7 +383,7 @@ def test_any_size(height, width, epoch):
 def test_flat_images(engine, colour):
     """No NaN, no warning (they are errors here), and a flat image stays flat and in range."""
     image = torch.tensor(colour, dtype=torch.uint8).expand(40, 60, 3)
-    specs = [replace(SIMCLR, count=16, solarize_p=0.3, size_px=24), replace(DINO[1], count=8)]
+    specs = [replace(SIMCLR, count=16, solarize_p=0.3, size_px=24, rotate_p=0.5), replace(DINO[1], count=8)]
     p = plan(specs, np.arange(1), np.array([[40, 60]]), 0, 0)
     for x in engine.render(p, [image], (0, 0, 0), (1, 1, 1)).values():
         assert x.isfinite().all()

@@ -6,7 +6,7 @@ Legend: B images, V views of a spec, H W pixels. Images are uint8 (H, W, 3); vie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ssl_pretrain.views.extras import Extra
@@ -75,3 +75,12 @@ class ViewSpec:
     def extras(self) -> tuple[Extra, ...]:
         """The extra ops of the chain, in order."""
         return tuple(op for op in self.chain if not isinstance(op, str))
+
+
+def __getattr__(name: str) -> Any:
+    """`from_kornia`, when it is asked for: Kornia takes a second to import."""
+    if name == "from_kornia":
+        from ssl_pretrain.views.kornia import from_kornia
+
+        return from_kornia
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -323,7 +323,8 @@ def shift_hue(x_NCSS: Tensor, turns_N: Tensor) -> Tensor:
 
 def mix_channels(x_NCSS: Tensor, mix_N33: Tensor) -> Tensor:
     """A 3 x 3 matrix on the colours, clamped to [0, 1]."""
-    return (mix_N33 @ x_NCSS.flatten(2)).clamp_(0, 1).view_as(x_NCSS)
+    mixed: Tensor = (mix_N33 @ x_NCSS.flatten(2)).clamp_(0, 1)
+    return mixed.view_as(x_NCSS)
 
 
 def solarize(x_NCSS: Tensor, threshold_N: Tensor) -> Tensor:
@@ -354,7 +355,8 @@ def _mix(x_NCSS: Tensor, auv_N3: Tensor) -> Tensor:
     a, u, v = auv_N3.T[..., None, None, None]
     r, g, b = x_NCSS.unbind(1)
     gray_N1SS = (r * GRAY_C[0] + g * GRAY_C[1] + b * GRAY_C[2])[:, None]
-    return (x_NCSS * a + (gray_N1SS * u + gray_N1SS.mean((-2, -1), keepdim=True) * v)).clamp(0, 1)
+    mixed: Tensor = x_NCSS * a + (gray_N1SS * u + gray_N1SS.mean((-2, -1), keepdim=True) * v)
+    return mixed.clamp(0, 1)
 
 
 def _hue_and_mix(x_NCSS: Tensor, turns_N: Tensor, auv_N3: Tensor) -> Tensor:
@@ -373,7 +375,7 @@ def compiled(specs: Sequence[ViewSpec]) -> Kernels:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     made = Kernels(*(torch.compile(loop, dynamic=False) for loop in (_hue, _mix, _hue_and_mix)))
     count, side = 16, 32
-    image = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     drawn = plan(specs, np.arange(count), np.full((count, 2), side), epoch=0, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
