@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ssl_pretrain.data import synthetic
 from ssl_pretrain.methods import dino, simclr
-from ssl_pretrain.views import ViewSpec, fused
+from ssl_pretrain.views import ViewSpec, from_kornia, fused
 from ssl_pretrain.views.plan import plan
 
 SIZE_PX = (683, 512)
@@ -46,21 +46,39 @@ WORK: dict[str, tuple[ViewSpec, ...]] = {
 Contender = Callable[[Sequence[np.ndarray], int], None]
 
 
-def ours(specs: Sequence[ViewSpec]) -> Contender:
+def ours(specs: Sequence[ViewSpec], kernels: fused.Kernels = fused.EAGER) -> Contender:
     def make(images: Sequence[np.ndarray], step: int) -> None:
         drawn = plan(specs, np.arange(len(images)), np.array([image.shape[:2] for image in images]), step, 0)
-        fused.render(drawn, [torch.from_numpy(image) for image in images], MEAN, STD)
+        fused.render(drawn, [torch.from_numpy(image) for image in images], MEAN, STD, kernels=kernels)
 
     return make
 
 
+def ours_compiled(specs: Sequence[ViewSpec]) -> Contender:
+    return ours(specs, fused.compiled(specs))
+
+
 def ours_yiq(specs: Sequence[ViewSpec]) -> Contender:
-    return ours([replace(spec, hue_space="yiq") for spec in specs])
+    return ours_compiled([replace(spec, hue_space="yiq") for spec in specs])
 
 
-def kornia(specs: Sequence[ViewSpec]) -> Contender:
-    """One AugmentationSequential a spec, as stable-pretraining and Kornia's own pages write it."""
-    pipelines = [
+def from_stock_kornia(specs: Sequence[ViewSpec]) -> Contender:
+    """The pipelines of `kornia` below, each compiled by `from_kornia`: colour before blur, a kernel of 23 px."""
+    made = [from_kornia(pipeline) for pipeline in kornia_pipelines(specs)]
+    kernels = fused.compiled([views.spec for views in made])
+
+    def make(images: Sequence[np.ndarray], step: int) -> None:
+        sizes = np.array([image.shape[:2] for image in images])
+        for spec, views in zip(specs, made, strict=True):
+            drawn = plan([replace(views.spec, count=spec.count)], np.arange(len(images)), sizes, step, 0)
+            fused.render(drawn, [torch.from_numpy(i) for i in images], views.mean, views.std, kernels=kernels)
+
+    return make
+
+
+def kornia_pipelines(specs: Sequence[ViewSpec]) -> list[K.AugmentationSequential]:
+    """One a spec, as stable-pretraining and Kornia's own pages write it."""
+    return [
         K.AugmentationSequential(
             K.RandomResizedCrop((spec.size_px, spec.size_px), scale=spec.scale, ratio=spec.ratio),
             K.RandomHorizontalFlip(p=spec.hflip_p),
@@ -72,6 +90,10 @@ def kornia(specs: Sequence[ViewSpec]) -> Contender:
         )
         for spec in specs
     ]
+
+
+def kornia(specs: Sequence[ViewSpec]) -> Contender:
+    pipelines = kornia_pipelines(specs)
 
     def make(images: Sequence[np.ndarray], step: int) -> None:
         x_BCHW = torch.stack([torch.from_numpy(image) for image in images]).permute(0, 3, 1, 2).float() / 255
@@ -122,7 +144,15 @@ def torchvision(specs: Sequence[ViewSpec]) -> Contender:
     return make
 
 
-CONTENDERS = {"lightly": lightly, "kornia": kornia, "torchvision v2": torchvision, "ours": ours, "ours, yiq": ours_yiq}
+CONTENDERS = {
+    "lightly": lightly,
+    "kornia": kornia,
+    "torchvision v2": torchvision,
+    "ours, plain torch": ours,
+    "ours, compiled": ours_compiled,
+    "ours, compiled, yiq": ours_yiq,
+    "the kornia pipeline, from_kornia": from_stock_kornia,
+}
 
 
 def measure(specs: Sequence[ViewSpec], images: Sequence[np.ndarray], rounds: int) -> dict[str, np.ndarray]:

@@ -124,14 +124,16 @@ def _chain(spec: ViewSpec, rows_NC: Floats, kernels: Kernels) -> list[Step]:
 def _gated(chosen_N: Bools, change: Callable[[Tensor, Tensor], Tensor], amount_N: Tensor) -> Step:
     """`change(x, amount)` for the chosen views, the others as they are. No copy if it is all or none of them."""
 
+    chosen: list[bool] = chosen_N.tolist()  # for one view, numpy's any would take longer than the view's smaller ops
+
     def step(x_NCSS: Tensor, some: slice) -> Tensor:
-        here_N = chosen_N[some]
-        if not here_N.any():
+        here = chosen[some]
+        if not any(here):
             return x_NCSS
         amount = amount_N[some].to(x_NCSS.device, non_blocking=True)
-        if here_N.all():
+        if all(here):
             return change(x_NCSS, amount)
-        rows = torch.from_numpy(np.flatnonzero(here_N)).to(x_NCSS.device, non_blocking=True)
+        rows = torch.from_numpy(np.flatnonzero(here)).to(x_NCSS.device, non_blocking=True)
         return x_NCSS.index_copy_(0, rows, change(x_NCSS.index_select(0, rows), amount.index_select(0, rows)))
 
     return step
@@ -179,7 +181,7 @@ def resize_taps(length: int, size_px: int, mirrored: bool) -> Taps:
     # Input pixel t, whose middle is t + 0.5, counts if it is nearer than `support`: at most ceil(2 * support) do.
     index_ST = np.floor(centre_S1 - support + 0.5).astype(np.int32) + np.arange(math.ceil(2 * support), dtype=np.int32)
     weight_ST = np.maximum(0.0, 1.0 - np.abs(index_ST + (0.5 - centre_S1)) / support)
-    inside_ST = index_ST.clip(0, length - 1)
+    inside_ST = np.minimum(np.maximum(index_ST, 0), length - 1)
     weight_ST *= inside_ST == index_ST
     weight_ST /= weight_ST.sum(axis=1, keepdims=True)
     return Taps(torch.from_numpy(inside_ST), torch.from_numpy(weight_ST.astype(np.float32)))
@@ -222,9 +224,12 @@ def rotate(x_CTT: Tensor, angle: float, size_px: int) -> Tensor:
 def _sums(taps: Taps, x: Tensor) -> Tensor:
     """Weighted sums over the first axis of x (h, p, q) -> (S, p, q)."""
     rows = x.reshape(x.shape[0], -1)
-    index_ST = taps.index_ST.to(x.device, non_blocking=True)
-    weight_ST = taps.weight_ST.to(x.device, non_blocking=True)
-    return F.embedding_bag(index_ST, rows, mode="sum", per_sample_weights=weight_ST).view(-1, *x.shape[1:])
+    index_I = taps.index_ST.to(x.device, non_blocking=True).view(-1)
+    weight_I = taps.weight_ST.to(x.device, non_blocking=True).view(-1)
+    count = taps.index_ST.shape[1]
+    first_S = torch.arange(0, len(index_I), count, dtype=index_I.dtype, device=x.device)
+    # F.embedding_bag without its checks, which for a small view take as long as the sums.
+    return torch.embedding_bag(rows, index_I, first_S, False, 0, False, weight_I)[0].view(-1, *x.shape[1:])
 
 
 # Blur
@@ -234,12 +239,12 @@ def _blur(spec: ViewSpec, rows_NC: Floats) -> Step:
     def step(x_NCSS: Tensor, some: slice) -> Tensor:
         rows = rows_NC[some]
         if len(rows) == 1:
-            return blur(x_NCSS[0], _taps(rows[0]))[None] if rows[0, INDEX["blur"]] else x_NCSS
+            return blur(x_NCSS[0], taps(rows[0]))[None] if rows[0, INDEX["blur"]] else x_NCSS
         for n in np.flatnonzero(rows[:, INDEX["blur"]]):
-            x_NCSS[n] = blur(x_NCSS[n], _taps(rows[n]))
+            x_NCSS[n] = blur(x_NCSS[n], taps(rows[n]))
         return x_NCSS
 
-    def _taps(row: Floats) -> Taps:
+    def taps(row: Floats) -> Taps:
         return blur_taps(spec.size_px, blur_kernel_px(spec), float(row[INDEX["sigma"]]))
 
     return step
