@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ssl_pretrain import backbones
 from ssl_pretrain.data import synthetic
-from ssl_pretrain.methods import dino, simclr
-from ssl_pretrain.views import ViewSpec, from_kornia, fused
+from ssl_pretrain.methods import Method, Views, create, dino, simclr
+from ssl_pretrain.views import ViewSpec, engine, from_kornia, fused
+from ssl_pretrain.views.colour import stages
 from ssl_pretrain.views.plan import plan
 
 SIZE_PX = (683, 512)
@@ -167,6 +170,96 @@ def measure(specs: Sequence[ViewSpec], images: Sequence[np.ndarray], rounds: int
     return {name: np.array(taken[1:]) for name, taken in seconds.items()}
 
 
+# With a GPU
+
+
+def on_gpu(count: int, rounds: int) -> dict[str, dict[str, float | str]]:
+    """The engine that a run would take on this device: speed, launches, host reads, bytes, and its share of a step."""
+    device = torch.device("cuda")
+    images = [synthetic.field(0, i, SIZE_PX).pixels_HWC for i in range(8)] * (count // 8)
+    flat = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])).to(device)
+    size_B2 = np.array([image.shape[:2] for image in images])
+    offset_B = np.arange(count) * images[0].size
+    found: dict[str, dict[str, float | str]] = {}
+    for work, specs in WORK.items():
+        chosen = engine.choose(specs, device, images=10**9)
+        make = partial(step_of_views, chosen, specs, (flat, offset_B), size_B2)
+        per_step = gpu_seconds(make, rounds)
+        row: dict[str, float | str] = {"engine": chosen.reason, "views_per_s": count * len_of(specs) / per_step}
+        row |= launches_and_reads(make)
+        drawn = plan(specs, np.arange(count), size_B2, 0, 0)
+        row["bytes_per_view"] = float(np.mean([moved_bytes(spec, drawn.of(i)) for i, spec in enumerate(specs)]))
+        if "DINO" in work:
+            network = create(dino.Config(), backbones.create("vit_small_patch16_224", img_size=224)).to(device)
+            step = gpu_seconds(partial(training_step, network, make(0)), max(3, rounds // 5))
+            row |= {"step_s": step, "share_of_a_step": per_step / (per_step + step)}
+        found[work] = row
+    return found
+
+
+def step_of_views(
+    chosen: engine.Engine, specs: Sequence[ViewSpec], flat: engine.Flat, size_B2: np.ndarray, step: int
+) -> dict[str, Tensor]:
+    """As a run makes them, plan and all."""
+    drawn = plan(specs, np.arange(len(size_B2)), size_B2, step, 0)
+    spans = zip(size_B2, flat[1], size_B2.prod(1) * 3, strict=True)
+    images = [flat[0][start : start + length].view(*size, 3) for size, start, length in spans]
+    device = flat[0].device
+    return chosen.render(drawn, lambda: images, lambda: flat, size_B2, MEAN, STD, device, torch.bfloat16)
+
+
+def len_of(specs: Sequence[ViewSpec]) -> int:
+    return sum(spec.count for spec in specs)
+
+
+def gpu_seconds(call: Callable[[int], object], rounds: int) -> float:
+    """Median seconds of a call on the device."""
+    seconds = []
+    for step in range(rounds + 3):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        call(step)
+        last.record()
+        torch.cuda.synchronize()
+        seconds.append(first.elapsed_time(last) / 1000)
+    return float(np.median(seconds[3:]))
+
+
+def launches_and_reads(make: Callable[[int], object]) -> dict[str, float]:
+    """Kernels that a step launches, and how often it waits for the device."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        make(0)
+        torch.cuda.synchronize()
+    kernels = sum(event.count for event in profiler.key_averages() if "mem" not in event.key.lower())
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as reads:
+        warnings.simplefilter("always")
+        make(1)
+    torch.cuda.set_sync_debug_mode("default")
+    return {
+        "kernels_per_step": kernels,
+        "host_reads_per_step": len([w for w in reads if "synchroniz" in str(w.message)]),
+    }
+
+
+def moved_bytes(spec: ViewSpec, rows_BVC: np.ndarray) -> float:
+    """Bytes that a view has to move in the Triton engine: its crop once, and every pass over the float32 view."""
+    view = 12 * spec.size_px**2
+    crop = 3 * (rows_BVC[..., 2] * rows_BVC[..., 3]).mean()
+    found = stages(spec, rows_BVC.reshape(-1, rows_BVC.shape[-1]))
+    hued, mixed = (found.hue_NK != 0), found.linear_NK
+    passes = 1 + 4 * spec.blur_p + 2 * hued.sum(1).mean() + (mixed & ~hued).sum(1).mean() + 2 * mixed.sum(1).mean()
+    return float(crop + view * (passes + 1.5))  # the last pass reads float32 and writes bf16
+
+
+def training_step(network: Method, crops: dict[str, Tensor], step: int) -> None:
+    keys = np.zeros((next(iter(crops.values())).shape[1], 2), np.uint32)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = network.loss(Views({name: x.float() for name, x in crops.items()}, keys), 0.5)["loss"]
+    loss.backward()
+    network.zero_grad()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few images and rounds, to see that it runs")
@@ -195,8 +288,14 @@ def main() -> None:
         console.print(table)
     machine = f"{platform.machine()}, one thread, torch {torch.__version__}, batches of {count}, {rounds} rounds"
     console.print(machine)
+    gpu = on_gpu(32 if given.quick else 128, 5 if given.quick else 50) if torch.cuda.is_available() else {}
+    if gpu:
+        machine += f", {torch.cuda.get_device_name()}"
+        console.print(gpu)
+    else:
+        console.print("no GPU: views per second, launches, host reads and share of a step were not measured")
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine, "cpu": found}, indent=2))
+        given.json.write_text(json.dumps({"machine": machine, "cpu": found, "gpu": gpu}, indent=2))
 
 
 if __name__ == "__main__":

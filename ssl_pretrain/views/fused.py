@@ -123,7 +123,6 @@ def _chain(spec: ViewSpec, rows_NC: Floats, kernels: Kernels) -> list[Step]:
 
 def _gated(chosen_N: Bools, change: Callable[[Tensor, Tensor], Tensor], amount_N: Tensor) -> Step:
     """`change(x, amount)` for the chosen views, the others as they are. No copy if it is all or none of them."""
-
     chosen: list[bool] = chosen_N.tolist()  # for one view, numpy's any would take longer than the view's smaller ops
 
     def step(x_NCSS: Tensor, some: slice) -> Tensor:
