@@ -79,6 +79,18 @@ def test_published_rates_follow_the_batch() -> None:
         ({}, ["--probe.every_epochs", "0"], "probe.every_epochs is 0"),
         ({}, ["--method.temperature", "0"], "method.temperature is 0"),
         ({"method": {"name": "dino", "freeze_last_layer": 3}}, [], "method.freeze_last_layer is 3"),
+        ({"views": {"preset": "brightfeld"}}, [], "no preset is called 'brightfeld' (did you mean 'brightfield'?)"),
+        ({"views": {"hue": "lab"}}, [], "views.hue"),
+        ({"views": {"engine": "cuda"}}, [], "views.engine"),
+        ({"views": {"extras": ["dust"]}}, [], "views.extras"),
+        ({"views": {"extras": [{"dust": {}, "stain": {}}]}}, [], "each name an item of its own"),
+        ({"views": {"extras": [{"dust": 3}]}}, [], "each name an item of its own"),
+        ({"views": {"extras": [{"dsut": {}}]}}, [], "no extra op is called 'dsut' (did you mean 'dust'?)"),
+        ({"views": {"extras": [{"dust": {"moist": 3}}]}}, [], "did you mean 'most'"),
+        ({"views": {"extras": [{"dust": {"p": 3}}]}}, [], "dust.p is 3"),
+        ({"views": {"extras": [{"RandomJPG": {}}]}}, [], "did you mean 'RandomJPEG'"),
+        ({"views": {"extras": [{"RandomJPEG": {"quality": [1, 2]}}]}}, [], "did you mean 'jpeg_quality'"),
+        ({"views": {"extras": [{"RandomCrop": {"size": [3, 3]}}]}}, [], "RandomCrop"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(given: dict[str, object], words: list[str], says: str) -> None:

@@ -9,8 +9,11 @@ Shapes: N images, H and W in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +30,8 @@ FORMAT = "ssl_pretrain pack"
 VERSION = 1
 DUPLICATE = 1
 """Bit of `flags_N`: an earlier image of the pack has the same file bytes."""
+READ_AHEAD_BYTES = 1 << 17
+"""Asked for at once: of more, Linux reads only the beginning (the disk's read_ahead_kb, by default this much)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,17 @@ class Pack:
         height, width = (int(side) for side in self.size_N2[i])
         start = int(self.offset_N[i])
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    def read_ahead(self, place_B: NDArray[np.int64]) -> None:
+        """Asks the system to read these images into the page cache, and does not wait; nothing where it cannot."""
+        if sys.platform != "linux":
+            return
+        with contextlib.suppress(OSError), open(self.folder / "pixels.bin", "rb") as file:  # a hint must not end a run
+            for place in place_B:
+                start, end = int(self.offset_N[place]), int(self.offset_N[place] + 3 * self.size_N2[place].prod())
+                for at in range(start, end, READ_AHEAD_BYTES):
+                    count = min(READ_AHEAD_BYTES, end - at)
+                    os.posix_fadvise(file.fileno(), at, count, os.POSIX_FADV_WILLNEED)
 
 
 def is_pack(path: Path) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from ssl_pretrain import rng
 from ssl_pretrain.backbones import InputSpec
 from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.methods import Views
-from ssl_pretrain.views import ViewSpec, fused
+from ssl_pretrain.train.residency import Store, Where, as_tensor, open_store
+from ssl_pretrain.views import ViewSpec
+from ssl_pretrain.views.engine import TORCH
 from ssl_pretrain.views.plan import plan
 
 
@@ -25,6 +28,37 @@ class Share:
     ranks: int = 1
     parts: int = 1
     """Gradient accumulation: pieces of this rank's share."""
+
+
+class Lookahead:
+    """Draws one part of a step ahead: on a CUDA stream of its own, beside what runs; without one, at once.
+
+    There is no thread: whoever calls `prepare` draws, and what goes wrong is raised there.
+    """
+
+    def __init__(self, draw: Callable[[int, int], Views], stream: torch.cuda.Stream | None = None) -> None:
+        self.draw, self.stream = draw, stream
+        self._ahead: tuple[tuple[int, int], Views, torch.cuda.Event | None] | None = None
+
+    def prepare(self, step: int, part: int) -> None:
+        """Draws what `take` will probably be asked for next; what was drawn before and not taken is dropped."""
+        self._ahead = None
+        with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            views = self.draw(step, part)
+        self._ahead = (step, part), views, self.stream.record_event() if self.stream is not None else None
+
+    def take(self, step: int, part: int) -> Views:
+        """The views of a part of a step: those that were prepared if they are of this one, else drawn now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != (step, part):
+            return self.draw(step, part)
+        _, views, drawn = ahead
+        if self.stream is not None and drawn is not None:
+            current = torch.cuda.current_stream(self.stream.device)
+            current.wait_event(drawn)
+            for crops in views.crops.values():
+                crops.record_stream(current)  # else their memory could be given away while this stream reads it
+        return views
 
 
 class Feed:
@@ -41,13 +75,28 @@ class Feed:
         share: Share,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        where: Where = "mapped",
     ) -> None:
         self.pack, self.specs, self.batch_size, self.seed = pack, specs, batch_size, seed
         self.window_px, self.fed, self.share, self.device, self.dtype = window_px, fed, share, device, dtype
-        self.steps_per_epoch = len(pack) // batch_size
+        self.where, self.steps_per_epoch = where, len(pack) // batch_size
+        self.steps: int | None = None
+        """Of the run, where it is known: nothing is drawn ahead of its end."""
+        self.engine = TORCH
+        """What makes the views."""
         # Images are counted in the order of their content, so that renaming files changes nothing.
         self._by_content = np.lexsort(pack.sha256_N32.view(">u8").T[::-1])
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._orders: dict[int, np.ndarray] = {}
+        cuda = device.type == "cuda"
+        stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self.lookahead = Lookahead(self.part, stream)
+        self.looks_ahead = cuda
+        """Whether the next views are drawn while a step runs; on a CPU nothing would be gained by it."""
+
+    @cached_property
+    def store(self) -> Store:
+        """The images, where they are kept; opened at the first draw, when every rank has seen what memory is free."""
+        return open_store(self.where, self.pack, self.device)
 
     def ids(self, step: int) -> np.ndarray:
         """The global batch of a step: (batch_size,) images, by their rank in the order of content.
@@ -55,10 +104,10 @@ class Feed:
         An epoch's last, incomplete batch is left out.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            order = rng.permutation(rng.fold_in(rng.key(self.seed, "order"), epoch), len(self.pack))
-            self._order = (epoch, order)
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        if epoch not in self._orders:  # two are kept, as a step and the one ahead of it can lie in two epochs
+            self._orders = {known: self._orders[known] for known in list(self._orders)[-1:]}
+            self._orders[epoch] = rng.permutation(rng.fold_in(rng.key(self.seed, "order"), epoch), len(self.pack))
+        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
 
     def places(self, ids_B: np.ndarray) -> np.ndarray:
         """Where these images stand in the pack."""
@@ -66,23 +115,42 @@ class Feed:
         return places_B
 
     def views(self, step: int) -> Iterator[Views]:
-        """This rank's views of a step, one `Views` for each part of the accumulation."""
-        mine = np.split(self.ids(step), self.share.ranks)[self.share.rank]
-        for ids in np.split(mine, self.share.parts):
-            yield self.draw(ids, step // self.steps_per_epoch)
+        """This rank's views of a step, one `Views` for each part of the accumulation.
+
+        When the next part is asked for, the work on this one is queued: that is when a GPU has time for what follows,
+        be it the first part of the next step.
+        """
+        for part in range(self.share.parts):
+            yield self.lookahead.take(step, part)
+            following = (step, part + 1) if part + 1 < self.share.parts else (step + 1, 0)
+            if self.looks_ahead and not self._over(following[0]):
+                self.lookahead.prepare(*following)
+
+    def part(self, step: int, part: int) -> Views:
+        """This rank's views of one part of a step."""
+        views = self.draw(np.split(self._mine(step), self.share.parts)[part], step // self.steps_per_epoch)
+        if self.where == "mapped" and part == 0 and not self._over(step + 1):
+            self.pack.read_ahead(self.places(self._mine(step + 1)))  # after this step's own images were read
+        return views
+
+    def _mine(self, step: int) -> np.ndarray:
+        """This rank's share of the global batch."""
+        return np.split(self.ids(step), self.share.ranks)[self.share.rank]
+
+    def _over(self, step: int) -> bool:
+        return self.steps is not None and step >= self.steps
 
     def draw(self, ids_B: np.ndarray, epoch: int) -> Views:
         """The views of these images in this epoch."""
         place_B = self.places(ids_B)
         size_B2, scale_B = self.pack.size_N2[place_B], self.pack.scale_N[place_B]
         drawn = plan(self.specs, ids_B, size_B2, epoch, self.seed, self.window_px, scale_B)
-        images = [image(self.pack, int(place)) for place in place_B]
-        crops = fused.render(drawn, images, self.fed.mean, self.fed.std, self.device, self.dtype)
+        images, flat = partial(self.store.images, place_B), partial(self.store.flat, place_B)
+        mean, std = self.fed.mean, self.fed.std
+        crops = self.engine.render(drawn, images, flat, size_B2, mean, std, self.device, self.dtype)
         return Views(crops, rng.fold_in(rng.fold_in(rng.key(self.seed, "method"), epoch), ids_B))
 
 
 def image(pack: Pack, place: int) -> torch.Tensor:
     """An image of the pack, uint8 (H, W, 3), without a copy."""
-    with warnings.catch_warnings():  # torch has no read-only tensors and says so; nobody writes into this one
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(pack.image(place))
+    return as_tensor(pack.image(place))

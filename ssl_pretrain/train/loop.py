@@ -32,8 +32,12 @@ from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.recipe import Recipe, load
 from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.train.sync import synchronised
+from ssl_pretrain.views.engine import choose
 
-MAY_CHANGE = ("data", "out", "train.devices", "train.accelerator", "train.save_", "train.log_", "probe.", "train.max_")
+MAY_CHANGE = (
+    "data", "out", "probe.", "train.devices", "train.accelerator", "train.residency", "train.save_", "train.log_",
+    "train.max_", "views.engine",
+)  # fmt: skip
 """Beginnings of the keys that a continued run may change; of the data, the pack's fingerprint must stay."""
 
 
@@ -113,8 +117,11 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
         pack = setup.pack(recipe, cache, console)
     method = setup.method(recipe)
     spec = recipe.optim(method.backbone.family)
-    feed = setup.feed(recipe, pack, method, fabric.world_size, fabric.global_rank, fabric.device)
-    steps = recipe.train.steps or recipe.train.epochs * feed.steps_per_epoch
+    where, kept = setup.residence(recipe, pack, fabric.world_size, fabric.device)
+    feed = setup.feed(recipe, pack, method, fabric.world_size, fabric.global_rank, fabric.device, where)
+    steps = feed.steps = recipe.train.steps or recipe.train.epochs * feed.steps_per_epoch
+    shown = steps * recipe.train.batch_size // fabric.world_size
+    feed.engine = choose(feed.specs, fabric.device, shown, recipe.views.engine)
     if fabric.world_size > 1:
         synchronised(method, fabric.device)
     optimizer = optim.create(method, spec)
@@ -127,6 +134,7 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
         write_durably(folder / "recipe.yaml", recipe.yaml().encode())
         known = f"from step {run.step} of" if run.step else "for"
         console.print(f"{recipe.method_name} on {method.backbone.name}, {len(pack)} images, {known} {steps} steps")
+        console.print(f"{kept}\n{feed.engine.reason}", highlight=False)
     return run
 
 

@@ -13,7 +13,8 @@ import yaml
 from ssl_pretrain import backbones, config
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import MethodConfig, OptimSpec, ViTDefaults, config_class
-from ssl_pretrain.views import ViewSpec
+from ssl_pretrain.views import ViewSpec, presets
+from ssl_pretrain.views.extras import create, placed
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class BackboneSection:
 
 @dataclass(frozen=True)
 class ViewsSection:
-    """Changes to the method's views that the images ask for; null keeps what the paper does."""
+    """Changes to the method's views that the images ask for; null keeps what the preset, else the paper, does."""
+
+    preset: str = "natural"
+    """The kind of images: natural (the paper's views), brightfield, stained, tem (see `views/presets.py`)."""
 
     window_px: int | None = None
     """All views of an image are cut from one random square of this side (in original pixels), so that they show the
@@ -53,12 +57,22 @@ class ViewsSection:
     """Vertical flips: microscopy has no up."""
     turn_p: float | None = None
     """Turns by 90, 180 and 270 degrees: free in microscopy."""
+    rotate_p: float | None = None
+    """Rotation by any angle, antialiased, without empty corners."""
     brightness: float | None = None
     """Brightness jitter. A bright field is nearly white: a factor of 1.4 or more leaves nothing of it."""
     gray_p: float | None = None
     """Grayscale; stain and crystals' colours may matter."""
     solarize_p: float | None = None
     """Solarize, on the views that the method solarizes."""
+    hue: Literal["hsv", "yiq"] | None = None
+    """Where hue is turned: exactly, in HSV, or linearly, in YIQ, which is faster and another augmentation."""
+    extras: list[dict[str, Any]] | None = None
+    """More ops, each `{name: {key: value, ...}}`: a file of `views/extras/`, which replaces the preset's op of that
+    name (`{dust: {p: 0}}` switches it off), or a class of `kornia.augmentation`, such as `{RandomJPEG: {jpeg_quality:
+    [50, 95], p: 0.3}}`."""
+    engine: Literal["torch", "compiled", "triton"] | None = None
+    """What makes the views; null takes the fastest that works here and is worth its start."""
     short_side_px: int | None = None
     """Short side of the decoded images; null derives it from the smallest crop, so that no crop is enlarged."""
 
@@ -89,6 +103,8 @@ class TrainSection:
     """Auto: a GPU if there is one."""
     devices: int | None = None
     """Processes on this node; null: every GPU, or one process on a CPU. Under torchrun and SLURM they decide."""
+    residency: Literal["auto", "gpu", "pinned", "mapped"] = "auto"
+    """Where the decoded images are kept: GPU memory, (pinned) RAM, or the file, mapped. Auto: the first with room."""
     save_every_steps: int | None = None
     """Null saves by the clock alone."""
     save_every_minutes: float = 10.0
@@ -113,7 +129,7 @@ class ProbeSection:
     """Side of the square around a labelled point, in pixels of the image."""
 
 
-CHANGES = ("vflip_p", "turn_p", "brightness", "gray_p")
+CHANGES = ("vflip_p", "turn_p", "rotate_p", "brightness", "gray_p")
 """What the views section may change in every view."""
 
 
@@ -132,11 +148,23 @@ class Recipe:
     """Where each value came from: `recipe`, `command line` or `default`."""
 
     def specs(self) -> tuple[ViewSpec, ...]:
-        """The method's views with the recipe's changes."""
-        changes = {k: vars(self.views)[k] for k in CHANGES if vars(self.views)[k] is not None}
-        specs = [dataclasses.replace(spec, **changes) for spec in self.method.views()]
-        if self.views.solarize_p is not None:
-            specs = [dataclasses.replace(s, solarize_p=self.views.solarize_p) if s.solarize_p else s for s in specs]
+        """The method's views with the preset's changes, then the recipe's own."""
+        views = self.views
+        changes: dict[str, Any] = {k: vars(views)[k] for k in CHANGES if vars(views)[k] is not None}
+        if views.hue is not None:
+            changes["hue_space"] = views.hue
+        specs = []
+        for paper in self.method.views():
+            spec = dataclasses.replace(presets.apply(views.preset, paper), **changes)
+            if views.solarize_p is not None and paper.solarize_p:
+                spec = dataclasses.replace(spec, solarize_p=views.solarize_p)
+            for op in views.extras or ():
+                ((name, options),) = op.items()
+                made = create(name, options or {})
+                # One of our own stands in for the preset's; of Kornia's classes there may be several.
+                chain = tuple(o for o in spec.chain if not (name.islower() and type(o) is type(made)))
+                spec = dataclasses.replace(spec, chain=placed(chain, made))
+            specs.append(spec)
         return tuple(specs)
 
     def backbone_options(self, plain_vit: bool) -> dict[str, Any]:
@@ -248,6 +276,13 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f"probe.every_epochs is {recipe.probe.every_epochs}: it must be at least 1")
     if train.optimizer == "lars" and train.weight_decay == 0:
         raise UsageError("train.weight_decay 0 would switch off the scaling of LARS; use 1e-6 or sgd")
+    if train.residency == "gpu" and train.accelerator == "cpu":
+        raise UsageError("train.residency is gpu, but train.accelerator is cpu: use --train.residency auto")
+    for op in recipe.views.extras or ():
+        if len(op) != 1 or not isinstance(next(iter(op.values())), dict | None):
+            raise UsageError(
+                f"views.extras: {op} is no op: write {{name: {{key: value}}}}, each name an item of its own"
+            )
     maskable = backbones.maskable(recipe.backbone.name)
     if recipe.method.masks_patches and not maskable:
         raise UsageError(

@@ -20,6 +20,7 @@ from ssl_pretrain.methods import Method
 from ssl_pretrain.terminal import packing
 from ssl_pretrain.train.feed import Feed, Share
 from ssl_pretrain.train.recipe import Recipe
+from ssl_pretrain.train.residency import Choice, Where, choose, ram_free_bytes
 from ssl_pretrain.views import ViewSpec
 
 ASPECT = 4 / 3
@@ -32,6 +33,8 @@ def fabric(recipe: Recipe) -> Fabric:
     if train.accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("train.accelerator is gpu, but torch sees no GPU here; use auto or cpu")
     cpu = train.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if train.residency == "gpu" and (cpu or not torch.cuda.is_available()):  # said here, before images are packed
+        raise UsageError("train.residency is gpu, but torch sees no CUDA GPU here: use auto, pinned or mapped")
     local, nodes = _launched()
     devices: int | str = local or train.devices or (1 if cpu else "auto")
     many = nodes > 1 or (devices != 1 if isinstance(devices, int) else torch.cuda.device_count() > 1)
@@ -106,7 +109,17 @@ def dtype(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.train.precision == "64-true" else torch.float32
 
 
-def feed(recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, device: torch.device) -> Feed:
+def residence(recipe: Recipe, images: Pack, ranks: int, device: torch.device) -> Choice:
+    """Where this process keeps the images, by what memory is free now."""
+    gpu_free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    ranks_here = max(1, ranks // _launched()[1])
+    pack_bytes, wanted = images.pixels.nbytes, recipe.train.residency
+    return choose(pack_bytes, device.type, wanted, gpu_free_bytes, ram_free_bytes(), ranks_here)
+
+
+def feed(
+    recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, device: torch.device, where: Where = "mapped"
+) -> Feed:
     """The views of every step; `UsageError` where the batch does not fit the images or the processes."""
     batch, parts = recipe.train.batch_size, recipe.train.accumulate
     if batch > len(images):
@@ -121,4 +134,4 @@ def feed(recipe: Recipe, images: Pack, built: Method, ranks: int, rank: int, dev
         )
     share = Share(rank, ranks, parts)
     top, window_px, fed = recipe.top, recipe.views.window_px, built.backbone.input
-    return Feed(images, recipe.specs(), batch, top.seed, window_px, fed, share, device, dtype(recipe))
+    return Feed(images, recipe.specs(), batch, top.seed, window_px, fed, share, device, dtype(recipe), where)

@@ -59,6 +59,10 @@ class Engine:
         return fused.render(drawn, images(), mean, std, device, dtype, self.kernels)
 
 
+TORCH = Engine("torch", "views: plain torch")
+"""What works everywhere at once: for a few views."""
+
+
 def choose(specs: Sequence[ViewSpec], device: torch.device, images: int, wanted: Name | None = None) -> Engine:
     """The engine for so many images' views on a device; `wanted` forces one, and `UsageError` says why it cannot be.
 
