@@ -75,6 +75,39 @@ def pack(words: list[str], console: Console) -> None:
     _print_pack(made, console)
 
 
+def preview(words: list[str], console: Console) -> None:
+    """Draws what a training would see and says what it contains, before it is started.
+
+    ssl-pretrain preview RECIPE [--data D] [--out preview.png] [--images 4] [--section.key value ...]
+    """
+    parser = _parser("preview", preview)
+    parser.add_argument("recipe", type=Path, help="the recipe; its keys are options too, as in pretrain RECIPE --help")
+    parser.add_argument("--data", type=str | None, default=None, help="a pack, a folder of images, or synthetic:N")
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture, a PNG")
+    parser.add_argument("--images", type=int, default=4, help="how many images the picture shows")
+    if {"-h", "--help"} & set(words):
+        console.print(parser.format_help(), highlight=False, markup=False)
+        return
+    if not words or words[0].startswith("-"):
+        raise UsageError("preview needs a recipe: ssl-pretrain preview RECIPE.yaml --data FOLDER")
+    own, of_recipe = _split(words[1:], ("--out", "--images"))
+    short = ["--out", "--images", "--data", "--seed", "--method", "--backbone"]
+    for option in (word.partition("=")[0] for word in of_recipe):
+        if option.startswith("--") and "." not in option and option not in short:
+            raise UsageError(f"unknown option {option}{nearest(option, short)}; see ssl-pretrain preview --help")
+    given = _parsed(parser, [words[0], *own])
+    if given.out.suffix.lower() != ".png":
+        raise UsageError(f"--out is {given.out}: the picture is a PNG, so give it a name that ends in .png")
+    if not 1 <= given.images <= 40:
+        raise UsageError(f"--images is {given.images}: a picture holds 1 to 40")
+    from ssl_pretrain.train.recipe import load
+
+    recipe = load(given.recipe, of_recipe)
+    from ssl_pretrain.report.preview import preview as run
+
+    run(recipe, given.out, given.images, console)
+
+
 def pretrain(words: list[str], console: Console) -> None:
     """Pretrains a backbone; the same command continues a run that was stopped.
 
@@ -168,6 +201,7 @@ def report(words: list[str], console: Console) -> None:
 
 VERBS: dict[str, Callable[[list[str], Console], None]] = {
     "pack": pack,
+    "preview": preview,
     "pretrain": pretrain,
     "probe": probe,
     "export": export,
@@ -197,6 +231,22 @@ def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
         from ssl_pretrain.config import one_line
 
         raise UsageError(f"{one_line(str(error))}; see {parser.prog} --help") from error
+
+
+def _split(words: list[str], options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The words of these options, and all others.
+
+    >>> _split(["--seed", "3", "--out", "a", "--b=1", "--out=c"], ("--out",))
+    (['--out', 'a', '--out=c'], ['--seed', '3', '--b=1'])
+    """
+    mine: list[str] = []
+    others: list[str] = []
+    taken = False  # whether the last word was one of the options, whose value comes now
+    for word in words:
+        named_here = word.partition("=")[0] in options
+        (mine if named_here or (taken and not word.startswith("--")) else others).append(word)
+        taken = named_here and "=" not in word
+    return mine, others
 
 
 def _short_side(word: str) -> int:

@@ -21,7 +21,7 @@ from ssl_pretrain import pretrain
 from ssl_pretrain.cli import main
 from ssl_pretrain.errors import DataError, UsageError, WriteError
 from ssl_pretrain.probe.objects import Objects
-from ssl_pretrain.report import page, pictures, records, series
+from ssl_pretrain.report import page, pictures, records, series, sheet
 from ssl_pretrain.report import recipe as recipe_of
 from ssl_pretrain.report.pictures import DPI, INKS, OTHER, QUERIES, SAME, choose, draw, frame_colour
 from ssl_pretrain.views.plan import boxes, plan
@@ -85,7 +85,7 @@ def test_the_boxes_are_those_of_the_views_and_lie_in_the_window(run: Path) -> No
     ids = feed.ids(0)
     for window_px in (None, 100):
         feed.window_px = window_px
-        found = list(pictures._sources(feed, ids))
+        found = list(sheet.sources(feed, ids))
         size_B2 = np.array([source.shape[:2] for source, _, _ in found])
         expected = boxes(plan(feed.specs, ids, size_B2, 0, feed.seed, window_px), 0)
         for (source, box_V4, window), mine in zip(found, expected, strict=True):

@@ -8,11 +8,9 @@ Legend: B images, V views of an image, N objects, Q queries, K neighbours, H W p
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,37 +20,40 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
 
 from ssl_pretrain import artefact
-from ssl_pretrain.backbones import InputSpec
-from ssl_pretrain.errors import DataError, SslPretrainError, WriteError
-from ssl_pretrain.files import write_durably
+from ssl_pretrain.errors import DataError, SslPretrainError
 from ssl_pretrain.methods import Method
 from ssl_pretrain.probe.knn import neighbours as nearest_objects
 from ssl_pretrain.probe.objects import Objects, embed
 from ssl_pretrain.report import page, recipe, records, series
+from ssl_pretrain.report.sheet import (
+    BLANK,
+    DPI,
+    INKS,
+    STYLE,
+    WRONG,
+    Sheet,
+    box,
+    shown,
+    spec_keys,
+    tiles,
+    views_picture,
+    window_keys,
+    write,
+)
 from ssl_pretrain.train import setup
 from ssl_pretrain.train.checkpoint import Checkpoints
-from ssl_pretrain.train.feed import Feed, image
+from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.recipe import Recipe
-from ssl_pretrain.views import ViewSpec
-from ssl_pretrain.views.plan import boxes, plan, windows
 
-DPI = 130
-STYLE = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
-INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's colours, which the colour-blind can tell apart; one a view spec."""
-SAME, OTHER = "#1a9641", "#d7191c"
+SAME, OTHER = "#1a9641", WRONG
 """Frames of neighbours of the query's class and of another."""
 IMAGES, QUERIES, NEIGHBOURS = 4, 8, 8
-BLANK = 1.0
-"""Standard deviation, of 255, below which a view shows nothing: strong colour ops take a bright field to white."""
 MOST_ON_CPU = 4000
 """Bank objects that are embedded where there is no GPU: a picture is not worth an hour. Evenly spaced in the bank."""
 HEADINGS = {"reconstruction": ("what the encoder saw", "what the decoder drew", "the image")}
@@ -78,24 +79,11 @@ def draw(run: Path, console: Console) -> list[Path]:
                 missing.setdefault(str(error), []).append(name)
                 continue
             if figure is not None:
-                written.append(_write(run / "pictures" / f"{name}.png", figure))
+                written.append(write(run / "pictures" / f"{name}.png", figure))
     lines = [f"no picture of {' and '.join(names)}: {reason}" for reason, names in missing.items()]
     for line in lines:
         console.print(line, highlight=False, markup=False)
     return [*written, page.write(run, written, lines)]
-
-
-def _write(path: Path, figure: Figure) -> Path:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a class name in a script that the font lacks becomes boxes, which is enough
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=DPI)  # which is Agg, whatever backend is set
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_durably(path, buffer.getbuffer())
-    except OSError as error:
-        raise WriteError(f"cannot write the picture {path}: {error.strerror or error}") from error
-    return path
 
 
 @dataclass(frozen=True)
@@ -125,111 +113,15 @@ class _Run:
         return setup.feed(self.recipe, pack, self.method, ranks=1, rank=0, device=torch.device("cpu"))
 
 
-class _Sheet:
-    """A figure that is laid out in inches from its top left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), dpi=DPI)
-
-    def picture(self, left: float, top: float, width: float, height: float, x: NDArray[np.uint8]) -> Axes:
-        """An image, as large as fits."""
-        place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(place)
-        axes.imshow(x)
-        axes.set_axis_off()
-        return axes
-
-    def text(self, left: float, bottom: float, words: str, size: float = 8, color: str = "black") -> None:
-        """One line; `bottom` is its baseline. `parse_math` would read two dollar signs as a formula."""
-        x, y = left / self.width, 1 - bottom / self.height
-        self.figure.text(x, y, words, fontsize=size, color=color, va="baseline", parse_math=False)
-
-
-def _box(axes: Axes, box_4: Sequence[float] | NDArray[np.int64], ink: str, width: float = 1.6, line: str = "-") -> None:
-    """Top, left, height and width in pixels of the image that is shown there."""
-    top, left, height, width_px = (float(v) for v in box_4)
-    edge = Rectangle((left - 0.5, top - 0.5), width_px, height, fill=False, ec=ink, lw=width, ls=line)
-    axes.add_patch(edge).set_clip_on(False)  # an edge on the image's own would be cut in half
-
-
-def _shown(x_NCHW: Tensor, fed: InputSpec) -> list[NDArray[np.uint8]]:
-    """Normalised images as the eye sees them: uint8 (H, W, 3)."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (fed.mean, fed.std))
-    pixels = (x_NCHW.detach().float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
-    return list(pixels.permute(0, 2, 3, 1).numpy())
-
-
 # Views
 
 
 def views(run: _Run) -> Figure:
     """Images of the first step with the boxes of their crops, and the views that the method was given."""
-    feed, specs = run.feed, run.recipe.specs()
-    ids_B = feed.ids(0)[:IMAGES]
-    crops = feed.draw(ids_B, epoch=0).crops
-    tiles_BV = list(zip(*(_shown(x, feed.fed) for spec in specs for x in crops[spec.name]), strict=True))
-    inks = [INKS[i % len(INKS)] for i, spec in enumerate(specs) for _ in range(spec.count)]
-    rows = 1 if len(inks) <= 3 else 2 if len(inks) <= 12 else 3
-    columns, tall, wide, gap, head = math.ceil(len(inks) / rows), 2.7, 3.6, 0.12, 0.65 + len(specs) // 2 * 0.18
-    side = (tall - (rows - 1) * gap) / rows
-    sheet = _Sheet(2 * gap + wide + columns * (side + gap), head + len(ids_B) * (tall + 2 * gap))
-    _views_head(sheet, run, specs, gap)
-    for b, (source, outlines_V4, window_4) in enumerate(_sources(feed, ids_B)):
-        top = head + b * (tall + 2 * gap)
-        axes = sheet.picture(gap, top, wide, tall, source)
-        if window_4 is not None:
-            _box(axes, window_4, "white", 2.2)  # so that the dashes show on a dark field too
-            _box(axes, window_4, "black", line="--")
-        for v, (tile, outline_4, ink) in enumerate(zip(tiles_BV[b], outlines_V4, inks, strict=True)):
-            _box(axes, outline_4, ink)
-            _number(axes, outline_4, v + 1, ink, corner=v % 4)
-            left = 2 * gap + wide + v % columns * (side + gap)
-            view = sheet.picture(left, top + v // columns * (side + gap), side, side, tile)
-            _box(view, (0, 0, *tile.shape[:2]), ink, 2.2)
-            _number(view, (0, 0, *tile.shape[:2]), v + 1, ink, corner=0)
-            if tile.std((0, 1)).max() < BLANK:
-                view.text(0.5, 0.5, "nothing left", transform=view.transAxes, ha="center", fontsize=8, color=OTHER)
-    return sheet.figure
-
-
-def _views_head(sheet: _Sheet, run: _Run, specs: Sequence[ViewSpec], left: float) -> None:
-    """The title and what each colour is."""
-    sheet.text(left, 0.25, f"{run.name}: where its views come from", size=11)
-    window_px = run.recipe.views.window_px
-    keys = [("black", f"- - window, {window_px} px")] if window_px is not None else []
-    for i, spec in enumerate(specs):
-        low, high = (f"{100 * share:.3g}" for share in spec.scale)
-        count = f"{spec.count} × " if spec.count > 1 else ""
-        of = "image" if window_px is None else "window"
-        keys.append((INKS[i % len(INKS)], f"■ {count}{spec.name}, {spec.size_px} px, {low} to {high} % of the {of}"))
-    for i, (ink, words) in enumerate(keys):
-        sheet.text(left + i % 2 * 3.3, 0.5 + i // 2 * 0.18, words, color=ink)
-
-
-def _sources(
-    feed: Feed, ids_B: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]]:
-    """Per image its pixels, the boxes of its views (V, 4) and of its window (4) where one is set."""
-    pack = feed.pack
-    place_B = feed.places(ids_B)
-    size_B2, scale_B = pack.size_N2[place_B], pack.scale_N[place_B]
-    drawn = plan(feed.specs, ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
-    box_BV4 = np.concatenate([boxes(drawn, i) for i in range(len(feed.specs))], axis=1)
-    window_B4 = windows(ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
-    for b, place in enumerate(place_B):
-        window = window_B4[b] if feed.window_px is not None else None
-        yield image(pack, int(place)).numpy(), box_BV4[b], window
-
-
-def _number(axes: Axes, box_4: Sequence[float] | NDArray[np.int64], number: int, ink: str, corner: int) -> None:
-    """A view's number inside a corner of its box (clockwise from the top left)."""
-    top, left, height, width = (float(v) for v in box_4)
-    right, low = corner in (1, 2), corner in (2, 3)
-    axes.text(
-        left + right * width - 0.5, top + low * height - 0.5, str(number), color="white", fontsize=7, weight="bold",
-        ha="right" if right else "left", va="bottom" if low else "top", bbox={"fc": ink, "ec": "none", "pad": 1.5},
-    )  # fmt: skip
+    feed, ids_B = run.feed, run.feed.ids(0)[:IMAGES]
+    keys = [*window_keys(feed.window_px), *spec_keys(feed.specs, feed.window_px)]
+    title = f"{run.name}: where its views come from"
+    return views_picture(feed, ids_B, tiles(feed, ids_B), [("black", title)], keys, blank=BLANK)
 
 
 # Curves
@@ -352,7 +244,7 @@ def _neighbour_sheet(run: _Run, some: Objects, query_Q: NDArray[np.int64], near_
     """A row a query: itself, a space, and its neighbours, most alike first."""
     side, gap, strip, left, head = 0.98, 0.1, 0.3, 0.15, 0.6
     step, start = side + gap, left + side + gap + 0.25
-    sheet = _Sheet(start + near_QK.shape[1] * step - gap + left, head + len(query_Q) * (step + strip))
+    sheet = Sheet(start + near_QK.shape[1] * step - gap + left, head + len(query_Q) * (step + strip))
     label_N, found_QK = some.label_N, near_QK >= 0
     right = int((label_N[near_QK] == label_N[query_Q][:, None])[found_QK].sum())
     title = f"{run.name}: {right} of {found_QK.sum()} nearest neighbours are of the query's class"
@@ -370,9 +262,9 @@ def _neighbour_sheet(run: _Run, some: Objects, query_Q: NDArray[np.int64], near_
     return sheet.figure
 
 
-def _object(sheet: _Sheet, left: float, top: float, side: float, some: Objects, n: int, ink: str) -> None:
+def _object(sheet: Sheet, left: float, top: float, side: float, some: Objects, n: int, ink: str) -> None:
     """An object in a frame, with the name of its class above."""
-    _box(sheet.picture(left, top, side, side, some.crops_NSSC[n]), (0, 0, some.size_px, some.size_px), ink, 2.2)
+    box(sheet.picture(left, top, side, side, some.crops_NSSC[n]), (0, 0, some.size_px, some.size_px), ink, 2.2)
     name = some.classes[some.label_N[n]].replace("_", " ")
     for i, line in enumerate(reversed(textwrap.wrap(name, 16, max_lines=2, placeholder="…"))):
         sheet.text(left, top - 0.05 - 0.115 * i, line, size=7, color=ink)
@@ -395,10 +287,10 @@ def reconstructions(run: _Run) -> Figure | None:
     except RuntimeError as error:
         raise DataError("the newest checkpoint is not of this recipe") from error
     (name, x_NCHW), *_ = run.method.pictures(looked_at).items()
-    tiles, headings = _shown(x_NCHW, run.feed.fed), HEADINGS.get(name, ("", "", ""))
+    tiles, headings = shown(x_NCHW, run.feed.fed), HEADINGS.get(name, ("", "", ""))
     side, left, head = 1.35, 0.15, 0.65
     step, rows = side + 0.07, math.ceil(len(tiles) / 6)
-    sheet = _Sheet(6 * step + 0.2 + 2 * left, head + rows * step + 0.1)
+    sheet = Sheet(6 * step + 0.2 + 2 * left, head + rows * step + 0.1)
     sheet.text(left, 0.25, f"{run.name}: {name} at step {state['step']:,}", size=11)
     for i, tile in enumerate(tiles):
         (half, row), column = divmod(i // 3, rows), i % 3
