@@ -31,5 +31,6 @@ def named(kind: str, name: str) -> ModuleType:
 
 def nearest(wrong: str, known: list[str]) -> str:
     """`" (did you mean 'epochs'?)"`, or nothing when no known word is near."""
-    close = get_close_matches(wrong, known, n=1, cutoff=0.5)
+    by_lower = {name.lower(): name for name in reversed(known)}
+    close = [by_lower[found] for found in get_close_matches(wrong.lower(), list(by_lower), n=1, cutoff=0.5)]
     return f" (did you mean {close[0]!r}?)" if close else ""

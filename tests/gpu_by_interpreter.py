@@ -7,8 +7,10 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -17,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_pretrain.methods import dino, simclr
-from ssl_pretrain.views import ViewSpec, fused, gpu
+from ssl_pretrain.views import ViewSpec, fused, gpu, presets
 from ssl_pretrain.views.plan import plan
 
 RICH = dict(jitter_p=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, gray_p=0.2, blur_p=0.6, vflip_p=0.5,
@@ -83,19 +85,48 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def recorded_reads() -> Iterator[list[str]]:
+    """Names of the ways in which a tensor was read on the host, after the upload, whose buffer is the host's own."""
+    reads: list[str] = []
+    sending = [False]
+    send = gpu._Upload.send
+
+    def sent(upload: gpu._Upload, device: torch.device) -> None:
+        sending[0] = True
+        send(upload, device)
+        sending[0] = False
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(gpu._Upload, "send", sent))
+        for name in ("cpu", "tolist", "numpy", "item", "__bool__", "__int__", "__float__"):
+            known = getattr(torch.Tensor, name)
+
+            def noted(x: torch.Tensor, *words: object, name: str = name, known: Callable = known) -> object:
+                reads.extend([] if sending[0] else [name])
+                return known(x, *words)
+
+            stack.enter_context(mock.patch.object(torch.Tensor, name, noted))
+        yield reads
+
+
 def counts(flat: torch.Tensor, offset: np.ndarray, sizes: np.ndarray) -> dict[str, object]:
     """Kernels of a step of SimCLR's and DINO's views, and every op that would wait for the device."""
     for name in ("resample", "blur", "hue", "mix"):
         setattr(gpu, name, Counted())
     found = {}
-    for name, specs in (("simclr", simclr.Config().views()), ("dino", dino.Config().views())):
+    stained = tuple(presets.apply("stained", spec) for spec in dino.Config().views())
+    works = {"simclr": simclr.Config().views(), "dino": dino.Config().views(), "dino stained": stained}
+    for name, specs in works.items():
         rotated = tuple(replace(spec, rotate_p=0.5) for spec in specs)
         drawn = plan(rotated, np.arange(5), sizes, epoch=0, seed=3)
         Counted.launches = 0
-        with Operations() as operations:
+        with Operations() as operations, recorded_reads() as reads:
             gpu.render(drawn, flat, offset, sizes, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), torch.bfloat16)
         work = {k: v for k, v in operations.asked.items() if not k.startswith(Operations.FREE)}
-        reads = [k for k in work if k in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero")]
+        # `index` and `index_put_` with gates, not with the numbers of rows, would ask how many there are.
+        waits = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "index", "index_put_")
+        reads += [k for k in work if k in waits]
         found[name] = {"specs": len(specs), "triton": Counted.launches, "torch": sum(work.values()), "reads": reads}
     return found
 

@@ -29,7 +29,7 @@ from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.train.journal import Journal
 from ssl_pretrain.train.lock import locked
 from ssl_pretrain.train.online import OnlineProbe
-from ssl_pretrain.train.recipe import Recipe, load
+from ssl_pretrain.train.recipe import Recipe, defaults, load
 from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.train.sync import synchronised
 from ssl_pretrain.views.engine import choose
@@ -274,7 +274,9 @@ def _restore(run: Run) -> None:
         raise UsageError(f"the processes see different checkpoints: all nodes must share the folder {run.folder}")
     if state is None:
         return
-    before, now = json.loads(state["recipe"]), json.loads(json.dumps(run.recipe.flat()))
+    # A key that is younger than the checkpoint had no other value than its default.
+    before = json.loads(json.dumps(defaults(run.recipe.method_name))) | json.loads(state["recipe"])
+    now = json.loads(json.dumps(run.recipe.flat()))
     changed = [k for k in now if now[k] != before.get(k) and not k.startswith(MAY_CHANGE)]
     if changed:
         what = ", ".join(f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in changed[:3])

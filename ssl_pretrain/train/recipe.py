@@ -47,8 +47,8 @@ class BackboneSection:
 class ViewsSection:
     """Changes to the method's views that the images ask for; null keeps what the preset, else the paper, does."""
 
-    preset: str = "natural"
-    """The kind of images: natural (the paper's views), brightfield, stained, tem (see `views/presets.py`)."""
+    preset: str | None = None
+    """The kind of images: natural (null, the paper's views), brightfield, stained, tem (see `views/presets.py`)."""
 
     window_px: int | None = None
     """All views of an image are cut from one random square of this side (in original pixels), so that they show the
@@ -155,7 +155,7 @@ class Recipe:
             changes["hue_space"] = views.hue
         specs = []
         for paper in self.method.views():
-            spec = dataclasses.replace(presets.apply(views.preset, paper), **changes)
+            spec = dataclasses.replace(presets.apply(views.preset or "natural", paper), **changes)
             if views.solarize_p is not None and paper.solarize_p:
                 spec = dataclasses.replace(spec, solarize_p=views.solarize_p)
             for op in views.extras or ():
@@ -234,6 +234,17 @@ def load(source: Path | Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def defaults(method: str) -> dict[str, Any]:
+    """What a recipe of this method says of the keys that it need not name, by their dotted names."""
+    found = {}
+    for section, kind in sections(method).items():
+        for item in dataclasses.fields(kind):
+            if item.default is not dataclasses.MISSING:
+                value = list(item.default) if isinstance(item.default, tuple) else item.default
+                found[f"{section}.{item.name}" if section else item.name] = value
+    return found
+
+
 def sections(method: str) -> dict[str, type]:
     """The sections of a recipe for this method."""
     general = {"": Top, "backbone": BackboneSection, "method": config_class(method)}
@@ -261,6 +272,21 @@ def _without(words: list[str], option: str) -> list[str]:
     return words[:place] + words[place + 2 :]
 
 
+def _check_views(views: ViewsSection) -> None:
+    for op in views.extras or ():
+        ((name, options),) = op.items() if len(op) == 1 else ((None, None),)
+        if not isinstance(name, str) or not isinstance(options, dict | None):
+            raise UsageError(
+                f"views.extras: {op} is no op: write {{name: {{key: value}}}}, each name an item of its own"
+            )
+        if name.islower() and sum(name in other for other in views.extras or ()) > 1:
+            raise UsageError(f"views.extras: {name} stands there twice")
+    for key in ("window_px", "short_side_px"):
+        value = vars(views)[key]
+        if value is not None and value < 1:
+            raise UsageError(f"views.{key} is {value}: it must be at least 1")
+
+
 def _check(recipe: Recipe) -> None:
     """What can be seen to be impossible before any image is read."""
     train = recipe.train
@@ -278,11 +304,7 @@ def _check(recipe: Recipe) -> None:
         raise UsageError("train.weight_decay 0 would switch off the scaling of LARS; use 1e-6 or sgd")
     if train.residency == "gpu" and train.accelerator == "cpu":
         raise UsageError("train.residency is gpu, but train.accelerator is cpu: use --train.residency auto")
-    for op in recipe.views.extras or ():
-        if len(op) != 1 or not isinstance(next(iter(op.values())), dict | None):
-            raise UsageError(
-                f"views.extras: {op} is no op: write {{name: {{key: value}}}}, each name an item of its own"
-            )
+    _check_views(recipe.views)
     maskable = backbones.maskable(recipe.backbone.name)
     if recipe.method.masks_patches and not maskable:
         raise UsageError(

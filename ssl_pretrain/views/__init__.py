@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssl_pretrain.errors import UsageError
+
 if TYPE_CHECKING:
     from ssl_pretrain.views.extras import Extra
 
@@ -70,6 +72,18 @@ class ViewSpec:
     """Values at or above are inverted."""
     chain: tuple[str | Extra, ...] = CHAIN
     """The ops after the geometry, in order: names out of `CHAIN` (left out: never done) and extra ops."""
+
+    def __post_init__(self) -> None:
+        names = [op for op in self.chain if isinstance(op, str)]
+        if set(names) - set(CHAIN) or len(set(names)) < len(names):
+            raise UsageError(f"the chain {names} of {self.name} is not of {', '.join(CHAIN)}, each at most once")
+        for key, value in vars(self).items():
+            if key.endswith("_p") and not 0 <= value <= 1:
+                raise UsageError(f"{key} of {self.name} is {value}: it is a probability, 0 to 1")
+            if key in ("brightness", "contrast", "saturation", "hue", "rotate_degrees") and not value >= 0:
+                raise UsageError(f"{key} of {self.name} is {value}: it must be 0 or more")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise UsageError(f"blur_sigma of {self.name} is {self.blur_sigma}: it needs 0 < low <= high")
 
     @property
     def extras(self) -> tuple[Extra, ...]:

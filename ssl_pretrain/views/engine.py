@@ -69,6 +69,7 @@ def choose(specs: Sequence[ViewSpec], device: torch.device, images: int, wanted:
     On a CPU, loops compiled for the machine where the run is long enough to pay for the compiling; on CUDA the Triton
     kernels, after they were seen to agree with the torch engine on this device; else plain torch.
     """
+    _try_extras(specs, device)
     if wanted == "torch":
         return Engine("torch", "views: plain torch, as asked")
     if device.type == "cuda" and wanted != "compiled":
@@ -84,6 +85,16 @@ def choose(specs: Sequence[ViewSpec], device: torch.device, images: int, wanted:
     if problem and wanted is not None:
         raise UsageError(f"views.engine {wanted}: it {problem}; leave the key out and the best that works is taken")
     return engine
+
+
+def _try_extras(specs: Sequence[ViewSpec], device: torch.device) -> None:
+    """Kornia's ops are not all made for every device."""
+    for spec in specs if device.type != "cpu" else ():
+        for op in spec.extras:
+            try:
+                op.trial(spec.size_px, device)
+            except Exception as error:  # of a foreign module: anything
+                raise UsageError(f"{op} does not run on {device}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _compiled(specs: Sequence[ViewSpec]) -> tuple[Engine, str]:

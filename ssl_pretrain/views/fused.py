@@ -383,5 +383,5 @@ def compiled(specs: Sequence[ViewSpec]) -> Kernels:
     drawn = plan(specs, np.arange(count), np.full((count, 2), side), epoch=0, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        render(drawn, [image] * count, (0, 0, 0), (1, 1, 1), kernels=made)  # every layout that the ops leave behind
+        render(drawn, [image] * count, (0, 0, 0), (1, 1, 1), kernels=made)  # the layouts that the ops leave behind
     return made

@@ -2,7 +2,7 @@
 
 All images of a batch are read from one flat buffer, each with its own size; nothing is brought to a common one. Every
 number that the kernels and the extra ops need is computed on the CPU, from the plan, and goes to the device in one
-pinned buffer. Nothing is ever read back, so the host runs ahead of the device.
+pinned buffer. Nothing is read back, so the host runs ahead of the device; except by a `KorniaOp`, which says so.
 
 A spec costs a few launches, whatever the batch: `resample` (twice, where some views are rotated), `blur` twice, and two
 for each colour stage (see `colour`): `hue`, which also leaves sums of gray, then `mix`.
@@ -12,6 +12,7 @@ Legend: V views of a spec, B images, N = V * B, C = 3 channels, S side of a view
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -53,7 +54,9 @@ def render(
     upload.send(flat.device)
     scale_C11, shift_C11 = upload[affine].view(2, 3, 1, 1)
     views: dict[str, Tensor] = {}
-    with torch.no_grad():
+    # Triton launches on the current device, which need not be the images'.
+    here = torch.cuda.device(flat.device) if flat.is_cuda else contextlib.nullcontext()
+    with torch.no_grad(), here:
         for work in works:
             x_NCSS = work.run(flat, upload)
             out_NCSS = x_NCSS if dtype == x_NCSS.dtype else torch.empty_like(x_NCSS, dtype=dtype)
@@ -151,12 +154,12 @@ class _Work:
         side, place_NP = self.spec.size_px, upload[self.place]
         x_NCSS = torch.empty((self.count, 3, side, side), dtype=torch.float32, device=flat.device)
         if self.plain_count:
-            grid = (triton.cdiv(side * side, BLOCK), self.plain_count)
+            grid = (self.plain_count, triton.cdiv(side * side, BLOCK))
             resample[grid](flat, place_NP, upload[self.plain], x_NCSS, side, side, False, True, BLOCK)
         if self.turned_count:
             canvas = canvas_px(self.spec)
             x_MCTT = torch.empty((self.turned_count, 3, canvas, canvas), dtype=torch.float32, device=flat.device)
-            grid = (triton.cdiv(canvas * canvas, BLOCK), self.turned_count)
+            grid = (self.turned_count, triton.cdiv(canvas * canvas, BLOCK))
             resample[grid](flat, place_NP, upload[self.turned], x_MCTT, canvas, side, True, False, BLOCK)
             where = F.affine_grid(upload[self.theta], [self.turned_count, 3, side, side], align_corners=False)
             rotated = F.grid_sample(x_MCTT, where, mode="bilinear", padding_mode="border", align_corners=False)
@@ -208,7 +211,7 @@ class _Blur:
             return x_NCSS
         side, rows_M, weight_MR = x_NCSS.shape[-1], upload[self.rows], upload[self.weight]
         half_MCSS = torch.empty((self.count, *x_NCSS.shape[1:]), dtype=x_NCSS.dtype, device=x_NCSS.device)
-        grid = (triton.cdiv(side * side, BLOCK), self.count, 3)
+        grid = (self.count, triton.cdiv(side * side, BLOCK), 3)
         blur[grid](x_NCSS, half_MCSS, rows_M, weight_MR, side, self.widest, True, BLOCK)
         blur[grid](half_MCSS, x_NCSS, rows_M, weight_MR, side, self.widest, False, BLOCK)
         return x_NCSS
@@ -230,7 +233,7 @@ class _Colour:
     def run(self, x_NCSS: Tensor, upload: _Upload) -> Tensor:
         table_NKP, side = upload[self.table], x_NCSS.shape[-1]
         tiles = triton.cdiv(side * side, BLOCK)
-        grid = (tiles, x_NCSS.shape[0])
+        grid = (x_NCSS.shape[0], tiles)
         sums_NT = torch.empty((x_NCSS.shape[0], tiles), dtype=torch.float32, device=x_NCSS.device)
         for k, (hue_used, mix_used) in enumerate(self.used):
             if hue_used or mix_used:

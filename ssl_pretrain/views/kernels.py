@@ -1,5 +1,7 @@
 """The Triton kernels of the CUDA engine. One program makes BLOCK pixels of one view; all sums are in one order.
 
+A grid is (views, blocks of a view): only the first side of a grid may pass 65,535.
+
 `resample` is crop, antialiased resize, flips and turns at once: each output pixel sums its own taps, from the uint8
 source. Views are float32 (N, 3, S, S), contiguous; a plane is S * S.
 """
@@ -28,14 +30,14 @@ def resample(flat, place, rows, out, side, size, mirrored: tl.constexpr, scatter
     mirrored   a canvas: beyond the image stands its mirror image; else only the crop counts
     scatter    output m goes to `out[rows[m]]`, else to `out[m]`
     """
-    m = tl.program_id(1)
+    m = tl.program_id(0)
     n = tl.load(rows + m)
     view = place + n * 10
     image = flat + tl.load(view)
     image_h, image_w = tl.load(view + 1).to(tl.int32), tl.load(view + 2).to(tl.int32)
     top, left = tl.load(view + 3).to(tl.int32), tl.load(view + 4).to(tl.int32)
     height, width = tl.load(view + 5).to(tl.int32), tl.load(view + 6).to(tl.int32)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     i, j = pixel // side, pixel % side
     swap = tl.load(view + 9) != 0
     y, x = tl.where(swap, j, i), tl.where(swap, i, j)
@@ -91,9 +93,9 @@ def _mirror(t, limit):
 @triton.jit
 def blur(x, out, rows, weight, side, widest, along_x: tl.constexpr, BLOCK: tl.constexpr):
     """Weighted sums along an axis, reflected at the border; along x from `x[rows[m]]` to `out[m]`, along y back."""
-    m, channel = tl.program_id(1), tl.program_id(2)
+    m, channel = tl.program_id(0), tl.program_id(2)
     n = tl.load(rows + m)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     used = pixel < side * side
     i, j = pixel // side, pixel % side
     plane = side * side
@@ -117,9 +119,9 @@ def blur(x, out, rows, weight, side, widest, along_x: tl.constexpr, BLOCK: tl.co
 @triton.jit
 def hue(x, table, sums, plane, stages, k, yiq: tl.constexpr, BLOCK: tl.constexpr):
     """Turns the hue of the views that ask for it, and leaves the sum of gray of each block."""
-    n = tl.program_id(1)
+    n = tl.program_id(0)
     stage = table + (n * stages + k) * 15
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     hued = pixel < tl.where(tl.load(stage + 13) > 0, plane, 0)
     used = pixel < tl.where(tl.load(stage + 13) + tl.load(stage + 14) > 0, plane, 0)
     at = x + n.to(tl.int64) * 3 * plane + pixel
@@ -145,18 +147,18 @@ def hue(x, table, sums, plane, stages, k, yiq: tl.constexpr, BLOCK: tl.constexpr
     tl.store(at + plane, g, mask=hued)
     tl.store(at + 2 * plane, b, mask=hued)
     gray = tl.where(used, GRAY_R * r + GRAY_G * g + GRAY_B * b, 0.0)
-    tl.store(sums + n * tl.num_programs(0) + tl.program_id(0), tl.sum(gray, axis=0))
+    tl.store(sums + n * tl.num_programs(1) + tl.program_id(1), tl.sum(gray, axis=0))
 
 
 @triton.jit
 def mix(x, table, sums, plane, stages, k, tiles, TILES: tl.constexpr, BLOCK: tl.constexpr):
     """`a x + u g + v m`, clamped, for the views that ask for it."""
-    n = tl.program_id(1)
+    n = tl.program_id(0)
     stage = table + (n * stages + k) * 15
     tile = tl.arange(0, TILES)
     mean = tl.sum(tl.load(sums + n * tiles + tile, mask=tile < tiles, other=0.0), axis=0) / plane
     a, u, v = tl.load(stage + 1), tl.load(stage + 2), tl.load(stage + 3)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     used = pixel < tl.where(tl.load(stage + 14) > 0, plane, 0)
     at = x + n.to(tl.int64) * 3 * plane + pixel
     r, g, b = (tl.load(at, mask=used, other=0.0), tl.load(at + plane, mask=used, other=0.0),

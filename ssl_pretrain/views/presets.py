@@ -83,7 +83,7 @@ def brightfield(spec: ViewSpec) -> ViewSpec:
         Dust(p=0.1),
         _defocus(spec, p=0.25),
         WhiteBalance(p=0.8),
-        SensorNoise(p=0.5),
+        _noise(spec, p=0.5),
     )
 
 
@@ -122,7 +122,7 @@ def stained(spec: ViewSpec) -> ViewSpec:
         Illumination(p=0.5),
         _defocus(spec, p=0.25),
         WhiteBalance(p=0.5, gain=1.1),
-        SensorNoise(p=0.3, shot=0.03, read=0.01),
+        _noise(spec, p=0.3, shot=0.03, read=0.01),
     )
 
 
@@ -152,7 +152,7 @@ def tem(spec: ViewSpec) -> ViewSpec:
         hue=0.0,
         gray_p=0.0,
     )
-    return _with(spec, _defocus(spec, p=0.33), SensorNoise(p=0.8, shot=0.06, read=0.02, mono=True))
+    return _with(spec, _defocus(spec, p=0.33), _noise(spec, p=0.8, shot=0.06, read=0.02, mono=True))
 
 
 def _no_up(spec: ViewSpec) -> ViewSpec:
@@ -161,8 +161,14 @@ def _no_up(spec: ViewSpec) -> ViewSpec:
 
 
 def _defocus(spec: ViewSpec, p: float) -> Defocus:
-    """Up to 2 pixels in views of 224, 1 in small ones: local crops show objects no larger than global ones."""
-    return Defocus(p=p, radius_px=(0.5, max(1.0, spec.size_px / 112)))
+    """Up to 2 pixels in views of 224, and less in smaller ones, as in a picture that was made smaller."""
+    return Defocus(p=p, radius_px=(0.5, max(0.5, spec.size_px / 112)))
+
+
+def _noise(spec: ViewSpec, p: float, shot: float = 0.04, read: float = 0.015, mono: bool = False) -> SensorNoise:
+    """These standard deviations in views of 224 pixels; less in smaller ones, where a pixel averages several."""
+    share = min(1.0, spec.size_px / 224)
+    return SensorNoise(p=p, shot=shot * share, read=read * share, mono=mono)
 
 
 def _with(spec: ViewSpec, *ops: Extra) -> ViewSpec:

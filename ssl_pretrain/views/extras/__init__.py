@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ssl_pretrain.config import build
@@ -51,6 +52,11 @@ class Extra(ABC):
     @abstractmethod
     def apply(self, x_NCSS: Tensor, row_NP: Tensor) -> Tensor:
         """Float views in [0, 1] and their parameters, on the same device -> views in [0, 1]; x may be overwritten."""
+
+    def trial(self, size_px: int, device: torch.device) -> None:
+        """The op on one gray view: what a device cannot do shows before anything heavy starts."""
+        row_NP = torch.from_numpy(self.parameters(np.full((1, self.draws), 0.5), size_px).astype(np.float32))
+        self.apply(torch.full((1, 3, size_px, size_px), 0.5, device=device), row_NP.to(device))
 
 
 def create(name: str, options: dict[str, Any]) -> Extra:

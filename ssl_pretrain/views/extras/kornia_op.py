@@ -30,6 +30,7 @@ from ssl_pretrain.views.extras import Extra, Floats
 
 WORD = 2**24
 """A seed is two numbers below this one."""
+CPU = torch.device("cpu")
 TRIAL_PX = 224
 """Side of the view on which `of` tries an op: what Kornia finds wrong with its options only there is said at once."""
 REFUSED: dict[str, str] = {
@@ -77,6 +78,8 @@ class KorniaOp(Extra):
             raise UsageError(f"{self.name} cannot be an op of a view: {reason}")
         if self.module.same_on_batch:
             raise UsageError(f"{self.name}: same_on_batch is not possible, as every view draws its own parameters")
+        if not 0 <= self.module.p <= 1:
+            raise UsageError(f"{self.name}: p is {self.module.p}: it is a probability, 0 to 1")
         if self.module.p_batch != 1:
             raise UsageError(f"{self.name}: p_batch is not possible, as views know no batch; give p")
         object.__setattr__(self, "module", copy.deepcopy(self.module).to("cpu"))
@@ -98,9 +101,9 @@ class KorniaOp(Extra):
                 return _together(self.module, x_NCSS, seeds)
             return _one_by_one(self.module, x_NCSS, seeds)
 
-    def trial(self, size_px: int) -> None:
+    def trial(self, size_px: int, device: torch.device = CPU) -> None:
         """One gray view of that side: what is wrong with the module's options shows before anything heavy starts."""
-        x_1CSS = torch.full((1, 3, size_px, size_px), 0.5)
+        x_1CSS = torch.full((1, 3, size_px, size_px), 0.5, device=device)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             y_1CSS = _told(self.name, lambda: self.module(x_1CSS, params=_drawn(self.module, size_px, 0) | APPLIED))
         if y_1CSS.shape != x_1CSS.shape:
