@@ -15,6 +15,9 @@ from PIL import Image
 
 from ssl_pretrain.data.building import build
 from ssl_pretrain.data.pack import Pack
+from ssl_pretrain.methods import config_class
+from ssl_pretrain.views import ViewSpec
+from ssl_pretrain.views.plan import corners, plan
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +56,31 @@ METHODS: dict[str, dict[str, Any]] = {
         "bottleneck_dim": 16, "momentum": 0.9, "freeze_last_layer": 0.2,
     },
     "mae": {"size_px": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "byol": {"size_px": 32, "hidden_dim": 32, "output_dim": 16, "momentum": 0.9},
+    "vicreg": {"size_px": 32, "hidden_dim": 32, "output_dim": 24},
+    "densegeo": {"size_px": 64, "hidden_dim": 32, "output_dim": 16, "anchors": 8, "negatives": 4},
+    "spark": {"size_px": 64, "decoder_dim": 64},
+    "distill": {"size_px": 32, "teacher": "random:test_resnet", "hidden_dim": 32},
+    "ibot": {
+        "global_size_px": 48, "local_size_px": 32, "local_count": 2, "prototypes": 64, "hidden_dim": 32,
+        "bottleneck_dim": 16, "momentum": 0.9, "freeze_last_layer": 0.2,
+    },
+    "dinov2": {
+        "global_size_px": 48, "local_size_px": 32, "local_count": 2, "prototypes": 64, "patch_prototypes": 48,
+        "hidden_dim": 32, "bottleneck_dim": 16, "momentum": 0.9, "freeze_last_layer": 0.2,
+    },
 }  # fmt: skip
 VIT = {"name": "test_vit", "patch_size": 8}
 
 
 def small(method: str, backbone: Any = None, **train: Any) -> dict[str, Any]:
     """A recipe for a run of a few seconds; without a backbone, the smallest that the method takes."""
-    backbone = backbone or (VIT if method == "mae" else "test_resnet")
+    backbone = backbone or (VIT if config_class(method).masks_patches else "test_resnet")
     settings = {"batch_size": 8, "steps": 6, "optimizer": "adamw", "lr": 1e-3, "log_every_steps": 2, **train}
     return {"backbone": backbone, "method": {"name": method, **METHODS[method]}, "train": settings}
+
+
+def corners_of(specs: tuple[ViewSpec, ...], count: int) -> dict[str, np.ndarray]:
+    """Where the views of some images of 300 x 300 px lie, for methods that compare places."""
+    drawn = plan(specs, np.arange(count), np.full((count, 2), 300), epoch=0, seed=0)
+    return {spec.name: corners(drawn, i) for i, spec in enumerate(specs)}

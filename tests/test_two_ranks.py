@@ -10,13 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, VIT
+from conftest import METHODS, VIT, corners_of
 
 from ssl_pretrain import backbones, methods, rng
 from ssl_pretrain.methods import Method, Views
 from ssl_pretrain.train.sync import CpuSyncBatchNorm, synchronised
 
-CASES = ("simclr/test_resnet", "simclr/test_vit", "dino/test_resnet", "dino/test_vit", "mae/test_vit")
+CASES = (
+    "simclr/test_resnet", "simclr/test_vit", "dino/test_resnet", "dino/test_vit", "mae/test_vit",
+    "byol/test_resnet", "byol/test_vit",
+    "vicreg/test_resnet", "vicreg/test_vit",
+    "distill/test_resnet", "distill/test_vit",
+    "ibot/test_vit", "dinov2/test_vit",
+    "densegeo/test_resnet", "densegeo/test_vit", "spark/test_resnet", "spark/test_convnext",
+)  # fmt: skip
 BATCH = 8
 
 
@@ -40,10 +47,11 @@ def halves(method: Method, ranks: int) -> list[Views]:
         for spec in method.config.views()
     }
     key_B2 = rng.fold_in(rng.key(0, "test"), np.arange(BATCH))
-    part = BATCH // ranks
+    corners = corners_of(method.config.views(), BATCH)
+    parts = [slice(r * BATCH // ranks, (r + 1) * BATCH // ranks) for r in range(ranks)]
     return [
-        Views({name: x[:, r * part : (r + 1) * part] for name, x in crops.items()}, key_B2[r * part : (r + 1) * part])
-        for r in range(ranks)
+        Views({n: x[:, part] for n, x in crops.items()}, key_B2[part], {n: x[part] for n, x in corners.items()})
+        for part in parts
     ]
 
 

@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
 
 
 class MaskableBackbone(Backbone):
-    """A plain ViT, whose encoder can be run on a part of the patches: what MAE needs."""
+    """A plain ViT, whose encoder can be run on a part of the patches (MAE) or with some masked (iBOT)."""
 
     grid: tuple[int, int]
     """Patches along height and width at the size of `input`."""
@@ -85,6 +85,13 @@ class MaskableBackbone(Backbone):
     @abstractmethod
     def tokens(self, x_BCHW: Tensor, keep_BK: Tensor) -> Tensor:
         """Encodes only the patches `keep_BK` (row-major indices): (B, prefix + K, D), after the final norm."""
+
+    @abstractmethod
+    def masked(self, x_BCHW: Tensor, mask_BN: Tensor, token_D: Tensor) -> Tensor:
+        """Encodes all patches, those where `mask_BN` is true replaced by `token_D`, which keeps their positions.
+
+        Gives (B, prefix + N, D), after the final norm.
+        """
 
 
 def create(name: str, **options: Any) -> Backbone:

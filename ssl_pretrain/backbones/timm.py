@@ -166,6 +166,14 @@ class TimmViT(_Timm, MaskableBackbone):
         t_BKD: Tensor = vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, kept], dim=1))))
         return t_BKD
 
+    def masked(self, x_BCHW: Tensor, mask_BN: Tensor, token_D: Tensor) -> Tensor:
+        """The mask token stands in for the patch embedding, before positions are added (iBOT; BEiT, section 2.3)."""
+        vit = self.network
+        t_BHWD = vit.patch_embed(x_BCHW)  # `dynamic_img_size` makes timm keep the grid until positions are added
+        t_BHWD = torch.where(mask_BN.view(*t_BHWD.shape[:3], 1), token_D.to(t_BHWD), t_BHWD)
+        t_BND: Tensor = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(t_BHWD))))
+        return t_BND
+
 
 def _network(model: str, args: dict[str, Any]) -> Any:
     """The timm model without its classifier; `Any`, as timm's models share these members but no type."""

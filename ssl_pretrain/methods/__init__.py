@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +32,9 @@ class Views(NamedTuple):
     key_B2: Key
     """One key per image and epoch: a method's own random draws (masks) come from it, so they do not depend on the
     batch, the rank or a crash."""
+    corners: Mapping[str, npt.NDArray[np.float64]] | None = None
+    """By the name of the spec: (B, V, 4, 2), where the corners of each view lie in its image (`views.plan.corners`);
+    on the host, as the key is. For methods that compare places; `None` where views come from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class MethodConfig(ABC):
 
     masks_patches: ClassVar[bool] = False
     """Whether the backbone must be a `MaskableBackbone` (a plain ViT)."""
+    masks_maps: ClassVar[bool] = False
+    """Whether the backbone must not be one: it needs maps of several strides, parts of which it can hide."""
 
     @abstractmethod
     def views(self) -> tuple[ViewSpec, ...]:
@@ -115,6 +123,21 @@ class Method(nn.Module, ABC):
 def exact(*tensors: Tensor) -> list[Tensor]:
     """At least float32: a softmax over similarities in bf16 would have a gradient that is off by per cents."""
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
+
+
+def train_only(backbone: Backbone, size_px: int, maps: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    """Stops the training of what these maps of a view do not depend on, such as a norm after them.
+
+    No gradient would reach it, and DDP waits for the gradient of every trained parameter.
+    """
+    trained, training = [p for p in backbone.parameters() if p.requires_grad], backbone.training
+    backbone.eval()  # so that no statistic moves
+    sums = torch.stack([m.sum() for m in maps(torch.zeros(1, 3, size_px, size_px))])
+    backbone.train(training)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(sums.sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def config_class(name: str) -> type[MethodConfig]:

@@ -8,21 +8,29 @@ one size go through the network together; drop path is the student's alone.
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
-from lightly.models.modules import DINOProjectionHead
-from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_pretrain.backbones import Backbone
-from ssl_pretrain.errors import UsageError
-from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults, exact
+from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults
+from ssl_pretrain.methods._distillation import (
+    BatchMean,
+    centred,
+    check,
+    clip_each,
+    cross_view_loss,
+    entropies,
+    follow,
+    heads,
+    hold_still,
+    multi_crop,
+    teacher_of,
+    warmed,
+)
 from ssl_pretrain.views import ViewSpec
 
 
@@ -68,27 +76,14 @@ class Config(MethodConfig):
     """Share of the run in which the prototypes stand still (the authors' first epoch of 100)."""
 
     def __post_init__(self) -> None:
-        for key in ("freeze_last_layer", "teacher_temperature_warmup", "momentum", "center_momentum"):
-            if not 0 <= vars(self)[key] <= 1:
-                raise UsageError(f"method.{key} is {vars(self)[key]}: it is a share between 0 and 1, not epochs")
-        for key in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
-            if vars(self)[key] <= 0:
-                raise UsageError(f"method.{key} is {vars(self)[key]}: it must be above 0")
+        shares = "freeze_last_layer", "teacher_temperature_warmup", "momentum", "center_momentum"
+        check(self, shares, ("student_temperature", "teacher_temperature", "teacher_temperature_start"))
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two global crops, always and seldom blurred, the second sometimes solarized; and the local crops."""
-
-        def crop(name: str, size: int, scale: tuple[float, float], blur: float, solarize: float, n: int) -> ViewSpec:
-            strong = 0.4 * self.color
-            return ViewSpec(
-                name=name, count=n, size_px=size, scale=scale, jitter_p=0.8, brightness=strong, contrast=strong,
-                saturation=strong / 2, hue=strong / 4, gray_p=0.2, blur_p=blur, solarize_p=solarize,
-            )  # fmt: skip
-
-        large = self.global_size_px, self.global_scale
-        local = crop("local", self.local_size_px, self.local_scale, 0.5, 0.0, self.local_count)
-        globals_ = crop("global_0", *large, 1.0, 0.0, 1), crop("global_1", *large, 0.1, 0.2, 1)
-        return (*globals_, local) if self.local_count else globals_
+        return multi_crop(
+            self.global_size_px, self.global_scale, self.local_count, self.local_size_px, self.local_scale, self.color
+        )
 
     def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
         """The authors' AdamW for ViTs; their SGD for ResNet-50."""
@@ -109,19 +104,14 @@ class DINO(Method):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
-        self.student = backbone
-        self.student_head = _head(config, backbone.dim)
-        self.backbone = copy.deepcopy(backbone)
-        self.teacher_head = _head(config, backbone.dim)
-        self.teacher_head.load_state_dict(self.student_head.state_dict())
-        for module in self.backbone.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
-        self.backbone.requires_grad_(False)
-        self.teacher_head.requires_grad_(False)
+        c = config
+        student_head, teacher_head = heads(
+            backbone.dim, c.hidden_dim, c.bottleneck_dim, c.prototypes, c.norm_last_layer
+        )
+        self.student, self.student_head = backbone, student_head
+        self.backbone, self.teacher_head = teacher_of(backbone), teacher_head
         self.register_buffer("centre_K", torch.zeros(config.prototypes))
-        self._seen: list[Tensor] = []
-        self._seen_at = math.nan
+        self.batch_mean = BatchMean()
 
     def loss(self, views: Views, progress: float) -> dict[str, Tensor]:
         """Algorithm 1 of the paper with multi-crop."""
@@ -133,35 +123,23 @@ class DINO(Method):
             local_VBCHW = views.crops["local"]
             local_VBK = self.student_head(self.student(local_VBCHW.flatten(0, 1))).unflatten(0, local_VBCHW.shape[:2])
             student_VBK = torch.cat([student_VBK, local_VBK])
-        self._remember(teacher_GBK, progress)
+        self.batch_mean.remember(teacher_GBK.detach().to(self.centre_K).mean((0, 1)), progress)
         temperature = self.teacher_temperature(progress)
         loss = dino_loss(teacher_GBK, student_VBK, self.centre_K, temperature, self.config.student_temperature)
-        return {"loss": loss, **_entropies(teacher_GBK, self.centre_K, temperature)}
+        return {"loss": loss, **entropies("teacher", centred(teacher_GBK, self.centre_K, temperature).flatten(0, 1))}
 
     def before_step(self, progress: float) -> None:
         """Clips each tensor by itself; holds the prototypes still at first."""
-        trained = [*self.student.parameters(), *self.student_head.parameters()]
         if self.config.clip:
-            for parameter in trained:
-                nn.utils.clip_grad_norm_(parameter, self.config.clip)
+            clip_each([*self.student.parameters(), *self.student_head.parameters()], self.config.clip)
         if progress < self.config.freeze_last_layer:
-            # None and not zero: weight decay and AdamW's moments must not move them either.
-            for parameter in self.student_head.last_layer.parameters():
-                parameter.grad = None
+            hold_still(self.student_head)
 
     def after_step(self, progress: float) -> None:
         """Teacher and centre follow."""
-        momentum = 1 - (1 - self.config.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        teacher = [*self.backbone.parameters(), *self.teacher_head.parameters()]
-        student = [*self.student.parameters(), *self.student_head.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(teacher, student, 1 - momentum)
-            batch_K = torch.stack(self._seen).mean(0)
-            if dist.is_initialized():
-                dist.all_reduce(batch_K)
-                batch_K /= dist.get_world_size()
-            self.centre_K.lerp_(batch_K.to(self.centre_K), 1 - self.config.center_momentum)
-        self._seen.clear()
+        teacher, student = (self.backbone, self.teacher_head), (self.student, self.student_head)
+        follow(teacher, student, self.config.momentum, progress)
+        self.batch_mean.move(self.centre_K, self.config.center_momentum)
 
     def chance(self, batch_size: int) -> dict[str, float]:
         """A teacher that spreads evenly, or a student that does: the cross entropy of K equal classes."""
@@ -173,21 +151,8 @@ class DINO(Method):
 
     def teacher_temperature(self, progress: float) -> float:
         """Linear from its start to its end within the warm-up."""
-        start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
-        warmup = self.config.teacher_temperature_warmup
-        share = min(progress / warmup, 1.0) if warmup else 1.0
-        return start + (end - start) * share
-
-    def _remember(self, teacher_GBK: Tensor, progress: float) -> None:
-        """Keeps what the centre will follow; a step that was skipped leaves nothing behind.
-
-        lightly's DINOLoss moves its centre inside the loss: a skipped step would then have moved it, and gradient
-        accumulation would move it several times a step.
-        """
-        if progress != self._seen_at:
-            self._seen.clear()
-        self._seen_at = progress
-        self._seen.append(teacher_GBK.detach().to(self.centre_K).mean((0, 1)))
+        c = self.config
+        return warmed(progress, c.teacher_temperature_start, c.teacher_temperature, c.teacher_temperature_warmup)
 
 
 def dino_loss(
@@ -203,30 +168,4 @@ def dino_loss(
     >>> round(dino_loss(teacher, student, torch.zeros(2), 1.0, 1.0).item(), 4)
     0.6931
     """
-    with torch.autocast(student_VBK.device.type, enabled=False):
-        teacher_GBK, student_VBK = exact(teacher_GBK, student_VBK)
-        teacher = ((teacher_GBK - centre_K) / teacher_temperature).softmax(-1).detach()
-        student = (student_VBK / student_temperature).log_softmax(-1)
-        cross_entropy_GV = -torch.einsum("gbk,vbk->gv", teacher, student) / teacher.shape[1]
-    same_crop = torch.eye(*cross_entropy_GV.shape, dtype=torch.bool, device=student.device)
-    return cross_entropy_GV.masked_fill(same_crop, 0).sum() / (~same_crop).sum()
-
-
-def _entropies(teacher_GBK: Tensor, centre_K: Tensor, temperature: float) -> dict[str, Tensor]:
-    """The teacher's entropy per crop and of its mean over the batch, as shares of the largest possible.
-
-    Per crop near 1: it spreads evenly. Of the mean near 0: it gives all images one prototype. Both are collapse.
-    """
-    p_NK = ((teacher_GBK - centre_K) / temperature).softmax(-1).flatten(0, 1)
-    return {
-        "teacher_entropy": torch.special.entr(p_NK).sum(-1).mean() / math.log(p_NK.shape[1]),
-        "teacher_spread": torch.special.entr(p_NK.mean(0)).sum() / math.log(p_NK.shape[1]),
-    }
-
-
-def _head(config: Config, dim: int) -> DINOProjectionHead:
-    with warnings.catch_warnings():  # lightly builds it with torch's older weight norm
-        warnings.simplefilter("ignore", FutureWarning)
-        return DINOProjectionHead(
-            dim, config.hidden_dim, config.bottleneck_dim, config.prototypes, norm_last_layer=config.norm_last_layer
-        )
+    return cross_view_loss(centred(teacher_GBK, centre_K, teacher_temperature), student_VBK, student_temperature)

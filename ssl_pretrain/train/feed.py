@@ -17,7 +17,7 @@ from ssl_pretrain.methods import Views
 from ssl_pretrain.train.residency import Store, Where, as_tensor, open_store
 from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.engine import TORCH
-from ssl_pretrain.views.plan import plan
+from ssl_pretrain.views.plan import corners, plan
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ class Feed:
         images, flat = partial(self.store.images, place_B), partial(self.store.flat, place_B)
         mean, std = self.fed.mean, self.fed.std
         crops = self.engine.render(drawn, images, flat, size_B2, mean, std, self.device, self.dtype)
-        return Views(crops, rng.fold_in(rng.fold_in(rng.key(self.seed, "method"), epoch), ids_B))
+        key_B2 = rng.fold_in(rng.fold_in(rng.key(self.seed, "method"), epoch), ids_B)
+        return Views(crops, key_B2, {spec.name: corners(drawn, i) for i, spec in enumerate(drawn.specs)})
 
 
 def image(pack: Pack, place: int) -> torch.Tensor:
