@@ -1,18 +1,15 @@
-"""Run by `test_gpu.py` in a process of its own: the CUDA engine in Triton's interpreter against the fused engine.
+"""Run by `test_gpu.py` in a process of its own, with TRITON_INTERPRET=1: the CUDA engine in Triton's interpreter against the fused engine.
 
 Prints a line of JSON: case -> largest difference.
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from unittest import mock
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch

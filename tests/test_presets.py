@@ -85,7 +85,7 @@ def test_mae_gets_the_geometry_only(name: str) -> None:
 
 def test_brightfield() -> None:
     view, first_global, *_ = (presets.apply("brightfield", spec) for spec in SPECS)
-    assert (view.brightness, view.contrast) == (0.2, 0.6)
+    assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.3, 0.8, 0.8, 0.2)
     assert view.gray_p == pytest.approx(0.6) and first_global.gray_p == pytest.approx(0.6)
     assert presets.apply("brightfield", replace(SPECS[0], gray_p=0.0)).gray_p == 0
     assert presets.apply("brightfield", replace(SPECS[0], gray_p=0.5)).gray_p == 1
@@ -111,11 +111,13 @@ def test_tem_stays_gray() -> None:
     torch.testing.assert_close(y[:, 0], y[:, 2], atol=1e-5, rtol=0)
 
 
-def test_small_views_are_defocused_less() -> None:
-    local = presets.apply("brightfield", SPECS[3])
-    assert local.size_px == 96
-    assert vars(ops(local)["Defocus"])["radius_px"] == (0.5, 1.0)
-    assert vars(ops(presets.apply("brightfield", SPECS[0]))["Defocus"])["radius_px"] == (0.5, 2.0)
+def test_small_views_are_as_pictures_that_were_made_smaller() -> None:
+    local, large = (ops(presets.apply("brightfield", spec)) for spec in (SPECS[3], SPECS[0]))
+    assert SPECS[3].size_px == 96
+    assert vars(local["Defocus"])["radius_px"] == (0.5, 96 / 112)
+    assert vars(large["Defocus"])["radius_px"] == (0.5, 2.0)
+    assert vars(local["SensorNoise"])["shot"] == pytest.approx(0.04 * 96 / 224)
+    assert vars(large["SensorNoise"])["shot"] == 0.04
 
 
 def test_ops_go_into_the_chain_of_the_recipe() -> None:

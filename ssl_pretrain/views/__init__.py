@@ -63,7 +63,8 @@ class ViewSpec:
     hue: float = 0.0
     """Shift drawn from [-h, h] turns of the colour circle."""
     hue_space: Literal["hsv", "yiq"] = "hsv"
-    """Where hue is turned: HSV is what every paper used; in YIQ it is linear, faster, and another augmentation."""
+    """Where hue is turned: HSV is what every paper used; in YIQ it is linear, faster where nothing is
+    compiled, and another augmentation."""
     gray_p: float = 0.0
     """RandomGrayscale."""
     solarize_p: float = 0.0
