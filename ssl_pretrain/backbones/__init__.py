@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ssl_pretrain.errors import UsageError
 from ssl_pretrain.named import named
 
 __path__ = pkgutil.extend_path(__path__, __name__)
@@ -58,6 +59,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What the artefact's `config.json` says of the architecture, enough for `from_config`."""
+
+    def layers(self) -> dict[str, int]:
+        """Depth of each parameter by its name in this module, from 0 at the input, for rates that fall with it."""
+        raise UsageError(f"the backbone {self.name} states no order of its layers: leave train.layer_decay out")
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:

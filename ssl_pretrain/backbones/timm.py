@@ -5,11 +5,13 @@ Keys of the state are timm's own, so `timm.create_model("local-dir:...")` loads 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import timm
 import torch
 from timm.layers import PatchEmbed
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ssl_pretrain.backbones import Backbone, InputSpec, MaskableBackbone
@@ -60,17 +62,35 @@ def from_config(config: dict[str, Any]) -> Backbone:
 
 
 def pretrained(model: str) -> Backbone:
-    """A timm model with the weights that timm publishes for it: the only function here that may reach the network."""
+    """A timm model with the weights that timm publishes for it."""
     backbone = create(model)
+    backbone.load_weights(published(model)[0])
+    return backbone
+
+
+def published(model: str) -> tuple[dict[str, Tensor], InputSpec]:
+    """The weights that timm publishes (of `NAME` or `NAME.TAG`), and what their network was fed.
+
+    The only function here that may reach the network. Raises `UsageError` where they cannot be had.
+    """
+    maskable(model.partition(".")[0])  # refuses a name that timm does not know
+    if not timm.models.is_model_pretrained(model):  # timm would give random weights, or say so in a log
+        tags = ", ".join(timm.list_pretrained(f"{model.partition('.')[0]}.*")[:4])
+        raise UsageError(f"timm publishes no weights of {model!r}{f'; there are {tags}' if tags else ''}")
+    hub = logging.getLogger("huggingface_hub")  # offline it tells each of a dozen retries
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
-        weights = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+        network = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # timm, huggingface_hub and urllib each raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"no published weights of {model!r} could be had ({reason}); offline, use an artefact"
         ) from error
-    backbone.load_weights(weights)
-    return backbone
+    finally:
+        hub.setLevel(level)
+    card = network.pretrained_cfg
+    return network.state_dict(), InputSpec(tuple(card["mean"]), tuple(card["std"]), card["input_size"][-1])
 
 
 class _Timm(Backbone):
@@ -116,6 +136,12 @@ class _Timm(Backbone):
                 "num_classes": 0,
             },
         }
+
+    def layers(self) -> dict[str, int]:
+        """By timm's own matcher: stem and embeddings, then block by block; a norm at the end goes with the last."""
+        matcher = self.network.group_matcher(coarse=False)
+        depths = group_parameters(self.network, matcher, reverse=True)
+        return {f"network.{name}": depth for name, depth in depths.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Under timm's own keys."""

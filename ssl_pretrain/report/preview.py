@@ -40,6 +40,7 @@ from ssl_pretrain.report.sheet import (
 )
 from ssl_pretrain.train import setup
 from ssl_pretrain.train.feed import Feed
+from ssl_pretrain.train.planning import planned
 from ssl_pretrain.train.recipe import Recipe
 from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.audit import Sight, audit, foreground
@@ -86,6 +87,7 @@ def preview(recipe: Recipe, out: Path, images: int, console: Console) -> Path:
     """Draws the views of the first images of a training into the PNG `out`, and prints what they contain."""
     cache = Path(recipe.top.out).parent / "cache" if recipe.top.out else Path("runs/cache")
     pack = setup.pack(recipe, cache, console)
+    recipe = planned(recipe, pack, Path(recipe.top.out or cache), 1, cache, console)
     # One batch of all images is in the order in which a training of any batch size meets them first.
     whole = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=len(pack), accumulate=1))
     feed = setup.feed(whole, pack, setup.method(recipe), ranks=1, rank=0, device=torch.device("cpu"))

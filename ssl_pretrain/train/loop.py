@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import SslPretrainError, Stopped, UsageError
 from ssl_pretrain.files import write_durably
 from ssl_pretrain.methods import Method, OptimSpec
-from ssl_pretrain.train import optim, setup
+from ssl_pretrain.train import drift, optim, setup, source
 from ssl_pretrain.train.checkpoint import Checkpoints
+from ssl_pretrain.train.checkup import Checkup
 from ssl_pretrain.train.feed import Feed
+from ssl_pretrain.train.health import LOOK_EVERY, Diagnosis, Health, not_finite
 from ssl_pretrain.train.journal import Journal
 from ssl_pretrain.train.lock import locked
 from ssl_pretrain.train.online import OnlineProbe
+from ssl_pretrain.train.planning import planned
 from ssl_pretrain.train.recipe import Recipe, defaults, load
 from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.train.sync import synchronised
@@ -36,7 +40,7 @@ from ssl_pretrain.views.engine import choose
 
 MAY_CHANGE = (
     "data", "out", "probe.", "train.devices", "train.accelerator", "train.residency", "train.save_", "train.log_",
-    "train.max_", "views.engine",
+    "train.max_", "train.on_collapse", "views.engine", "auto",
 )  # fmt: skip
 """Beginnings of the keys that a continued run may change; of the data, the pack's fingerprint must stay."""
 
@@ -66,8 +70,12 @@ class Run:
     optimizer: Optimizer
     optim: OptimSpec
     feed: Feed
+    checkup: Checkup
+    health: Health
     probe: OnlineProbe | None
     steps: int
+    drift: drift.Drift | None = None
+    """Of a run that starts from given weights, on rank 0."""
     step: int = 0
     best: float = -1.0
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -113,9 +121,15 @@ def pretrain(
 def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> Run:
     """Everything up to the first step: pack, networks, the newest checkpoint."""
     cache = folder.parent / "cache"
+    starts = source.asked(recipe.backbone.init) and Checkpoints(folder / "checkpoints").newest() is None
+    if starts:
+        source.check(str(recipe.backbone.init))  # before images are packed
     with fabric.rank_zero_first():
         pack = setup.pack(recipe, cache, console)
-    method = setup.method(recipe)
+    if recipe.auto:
+        mine = planned(recipe, pack, folder, fabric.world_size, cache, console) if fabric.is_global_zero else recipe
+        recipe = fabric.broadcast(mine)
+    method = setup.method(recipe, partial(console.print, highlight=False, markup=False) if starts else None)
     spec = recipe.optim(method.backbone.family)
     where, kept = setup.residence(recipe, pack, fabric.world_size, fabric.device)
     feed = setup.feed(recipe, pack, method, fabric.world_size, fabric.global_rank, fabric.device, where)
@@ -124,12 +138,18 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     feed.engine = choose(feed.specs, fabric.device, shown, recipe.views.engine)
     if fabric.world_size > 1:
         synchronised(method, fabric.device)
-    optimizer = optim.create(method, spec)
+    optimizer = optim.create(method, spec, recipe.train.layer_decay)
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.mark_forward_method("loss")
     probe = OnlineProbe(recipe, method.backbone.input, cache) if recipe.probe.data and fabric.is_global_zero else None
-    run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, probe, steps)
+    crops = 2 * recipe.train.batch_size // (fabric.world_size * recipe.train.accumulate)
+    settings = recipe.flat() | {"train.lr": spec.lr, "train.warmup": spec.warmup}
+    health = Health(steps, method.chance(recipe.train.batch_size), settings, crops)
+    checkup = Checkup(feed, method)
+    run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps)
     _restore(run)
+    if source.asked(recipe.backbone.init) and fabric.is_global_zero:
+        run.drift = drift.opened(folder, method.backbone, pack, recipe.views.window_px, run.step)
     if fabric.is_global_zero:
         write_durably(folder / "recipe.yaml", recipe.yaml().encode())
         known = f"from step {run.step} of" if run.step else "for"
@@ -144,6 +164,7 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
     checkpoints = Checkpoints(run.folder / "checkpoints")
     if run.step == 0:
         _first_views(run, journal)
+        run.health.look(0, run.checkup.often())  # what later features are compared with
     for step in range(run.step, run.steps):
         progress = step / run.steps
         rate = optim.set_rates(run.optimizer, run.optim, progress)
@@ -151,7 +172,8 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
             rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank
         )
         buffers = [buffer.clone() for buffer in run.method.buffers()]
-        losses = _forward_backward(run, step, progress)
+        with optim.held(run.method, progress < train.freeze_backbone):
+            losses = _forward_backward(run, step, progress)
         norm = _gradient_norm(run.method)
         if norm.isfinite():
             run.method.before_step(progress)
@@ -162,27 +184,35 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
             skipped += 1
             for buffer, before in zip(run.method.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # BatchNorm moved its statistics in the forward
-            journal.say(f"step {step}: the gradient is not finite; the step is skipped")
+            broken = not_finite(float(losses["loss"]), float(norm), skipped, rate)
+            journal.say(f"step {step}: {broken}")
+            journal.record(step + 1, {broken.name: 1}, "health")
             if skipped > train.max_skipped:
-                raise SslPretrainError(
-                    f"{skipped} steps in a row had a non-finite gradient: lower train.lr ({rate:.2g})"
-                )
+                raise SslPretrainError(f"{skipped} steps in a row had a non-finite gradient: {broken}")
         run.optimizer.zero_grad()
         run.step = step + 1
+        ill = None
         if run.step % train.log_every_steps == 0 or run.step == run.steps:
             means = {name: _over_ranks(run.fabric, value) for name, value in losses.items()}
             journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
+            ill = _examine(run, journal, means)
         if run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0 or run.step == run.steps:
             with journal.aside():
+                _label_free(run, journal)
+                if run.drift is not None:
+                    journal.record(run.step, run.drift(run.method.backbone), "drift")
                 _judge(run, journal)
         asked = _any_rank(run.fabric, stop)
         due = train.save_every_steps is not None and run.step % train.save_every_steps == 0
         late = time.monotonic() - saved_at > 60 * train.save_every_minutes
-        if run.fabric.is_global_zero and (asked or due or late or run.step == run.steps):
+        if run.fabric.is_global_zero and (asked or due or late or ill or run.step == run.steps):
             with journal.aside():
                 checkpoints.save(run.step, _state(run))
                 artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
             saved_at = time.monotonic()
+        if ill:
+            run.fabric.barrier()
+            raise SslPretrainError(f"step {run.step}: {ill} (train.on_collapse is stop; the checkpoint is saved)")
         if asked:
             run.fabric.barrier()  # launchers end the others when one leaves, and rank 0 may still be saving
             raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
@@ -220,6 +250,31 @@ def _over_ranks(fabric: Fabric, value: Tensor) -> float:
     if fabric.world_size > 1:
         dist.all_reduce(value)
     return value.item() / fabric.world_size
+
+
+def _examine(run: Run, journal: Journal, losses: Mapping[str, float]) -> Diagnosis | None:
+    """Tells what is newly wrong with the run; returns what should end it.
+
+    Every rank sees the same numbers, and so comes to the same verdict.
+    """
+    looked: dict[str, float] = {}
+    if run.step % (LOOK_EVERY * run.recipe.train.log_every_steps) == 0:
+        with journal.aside():
+            seen = run.checkup.often()
+        looked = {k: _over_ranks(run.fabric, torch.tensor(v, device=run.fabric.device)) for k, v in seen.items()}
+    found = run.health.look(run.step, {**losses, **looked})
+    for diagnosis in run.health.news(found):
+        journal.say(f"step {run.step}: {diagnosis}")
+    if looked or found:
+        journal.record(run.step, {**looked, **{diagnosis.name: 1 for diagnosis in found}}, "health")
+    return run.health.fatal(found) if run.recipe.train.on_collapse == "stop" else None
+
+
+def _label_free(run: Run, journal: Journal) -> None:
+    """The figures for a choice without labels, from rank 0; without a probe not at an end that is not due."""
+    due = run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0
+    if run.fabric.is_global_zero and (due or run.probe is not None):
+        journal.record(run.step, run.checkup.seldom(), "health")
 
 
 def _judge(run: Run, journal: Journal) -> None:

@@ -13,6 +13,7 @@ import yaml
 from ssl_pretrain import backbones, config
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import MethodConfig, OptimSpec, ViTDefaults, config_class
+from ssl_pretrain.train import planning
 from ssl_pretrain.views import ViewSpec, presets
 from ssl_pretrain.views.extras import create, placed
 
@@ -27,6 +28,9 @@ class Top:
     """Folder of the run; starting again with the same folder continues it. Default: runs/<name of the recipe>."""
     seed: int = 0
     """Of everything random in the run."""
+    auto: bool = False
+    """Every key that has a rule in `train/auto.py`, and that the recipe does not name, is computed from the images and
+    shown with its reason. A single key is asked for by itself: `prototypes: auto`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class BackboneSection:
     """Plain ViT only: class token or mean patch token as the feature; null leaves it to the method."""
     drop_path: float | None = None
     """Rate of stochastic depth; null leaves it to the method."""
+    init: str | None = None
+    """Weights to start from: timm (the published ones; downloads them) or timm:MODEL.TAG, a run or artefact folder, or
+    a file (.safetensors, or .pt and the like, of which only tensors are read). Null or random: drawn from the seed."""
+    init_partial: bool = False
+    """Start also from weights that fill less than 95 % of the backbone; the rest stays random."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class ViewsSection:
     solarize_p: float | None = None
     """Solarize, on the views that the method solarizes."""
     hue: Literal["hsv", "yiq"] | None = None
-    """Where hue is turned: exactly, in HSV, or linearly, in YIQ, which is faster and another augmentation."""
+    """Where hue is turned: exactly, in HSV, or linearly, in YIQ: faster in plain torch, and another
+    augmentation."""
     extras: list[dict[str, Any]] | None = None
     """More ops, each `{name: {key: value, ...}}`: a file of `views/extras/`, which replaces the preset's op of that
     name (`{dust: {p: 0}}` switches it off), or a class of `kornia.augmentation`, such as `{RandomJPEG: {jpeg_quality:
@@ -95,8 +105,16 @@ class TrainSection:
     """Peak learning rate, as it is (not scaled by the batch); null takes the method's, scaled."""
     weight_decay: float | None = None
     """Null takes the method's."""
+    weight_decay_end: float | None = None
+    """Where a cosine takes it by the end of the run; null takes the method's, or keeps a weight_decay given here."""
     warmup: float | None = None
     """Share of the run with a rising learning rate; null takes the method's."""
+    freeze_backbone: float = 0.0
+    """Share of the run in which only the heads learn and the backbone stands still, for one that starts from `init`:
+    random heads would drag its features away."""
+    layer_decay: float | None = None
+    """Learning rate of each layer of the backbone over that of the next deeper one (0.65 to 1 is usual); the deepest
+    layer and the heads learn at the full rate. Null: all do."""
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     """Auto: bf16-mixed on GPUs that have it, else 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -113,6 +131,8 @@ class TrainSection:
     """Steps between two lines of metrics."""
     max_skipped: int = 3
     """Steps in a row with a non-finite loss or gradient that are skipped before the run stops with code 70."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What follows when the features, the teacher or the loss show a collapse: a warning, or, after saving, code 70."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,9 @@ class Recipe:
     train: TrainSection
     probe: ProbeSection
     origin: Mapping[str, str] = field(compare=False)
-    """Where each value came from: `recipe`, `command line` or `default`."""
+    """Where each value came from: `recipe`, `command line`, `auto` or `default`."""
+    auto: frozenset[str] = frozenset()
+    """Dotted keys whose values wait for the images (`planning.planned`); until then they have their defaults."""
 
     def specs(self) -> tuple[ViewSpec, ...]:
         """The method's views with the preset's changes, then the recipe's own."""
@@ -186,8 +208,8 @@ class Recipe:
         for key in ("optimizer", "weight_decay", "warmup"):
             if vars(train)[key] is not None:
                 changes[key] = vars(train)[key]
-        if train.weight_decay is not None:
-            changes["weight_decay_end"] = None
+        if train.weight_decay is not None or train.weight_decay_end is not None:
+            changes["weight_decay_end"] = train.weight_decay_end
         return dataclasses.replace(spec, **changes)
 
     def flat(self) -> dict[str, Any]:
@@ -195,7 +217,21 @@ class Recipe:
         sections = {"": self.top, "backbone": self.backbone, "method": self.method}
         sections |= {"views": self.views, "train": self.train, "probe": self.probe}
         values = config.flat(sections)
-        return {"method.name": self.method_name, **values}
+        return {"method.name": self.method_name, **values, **dict.fromkeys(sorted(self.auto), "auto")}
+
+    def settled(self, values: Mapping[str, Any]) -> Recipe:
+        """With these values for the keys that were auto."""
+        parts = {}
+        for name in ("train", "method"):
+            mine = {k.partition(".")[2]: v for k, v in values.items() if k.partition(".")[0] == name}
+            parts[name] = dataclasses.replace(vars(self)[name], **mine)
+        found = dataclasses.replace(self, auto=self.auto.difference(values), **parts)
+        _check(found)
+        return found
+
+    def default(self, key: str) -> Any:
+        """What a key has that nobody names."""
+        return defaults(self.method_name)[key]
 
     def yaml(self) -> str:
         """The whole recipe as YAML, each value with where it came from; it can be run again."""
@@ -224,12 +260,14 @@ def load(source: Path | Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
     name = words[words.index("--method.name") + 1] if "--method.name" in words else method["name"]
     given = {**given, "method": {key: value for key, value in method.items() if key != "name"}}
     words = _without(words, "--method.name")
+    given, words, auto = planning.split(given, words, sections(str(name)))
     built = config.build(given, words, sections(str(name)))
     origin = {f"{s}.{k}": "recipe" for s, v in given.items() if isinstance(v, dict) for k in v}
     origin |= {k: "recipe" for k, v in given.items() if not isinstance(v, dict)} | {"method.name": "recipe"}
     origin |= {word[2:].partition("=")[0]: "command line" for word in words if word.startswith("--")}
     parts = {key: built[key] for key in ("backbone", "method", "views", "train", "probe")}
-    recipe = Recipe(top=built[""], method_name=str(name), origin=origin, **parts)
+    origin |= dict.fromkeys(auto, "auto")
+    recipe = Recipe(top=built[""], method_name=str(name), origin=origin, auto=auto, **parts)
     _check(recipe)
     return recipe
 
@@ -296,6 +334,12 @@ def _check(recipe: Recipe) -> None:
             raise UsageError(f"train.{key} is {value}: it must be at least 1")
     if train.warmup is not None and not 0 <= train.warmup < 1:
         raise UsageError(f"train.warmup is {train.warmup}: it is a share of the run (0 to 1), not epochs")
+    if not 0 <= train.freeze_backbone < 1:
+        raise UsageError(
+            f"train.freeze_backbone is {train.freeze_backbone}: it is a share of the run, from 0 to below 1"
+        )
+    if train.layer_decay is not None and not 0 < train.layer_decay <= 1:
+        raise UsageError(f"train.layer_decay is {train.layer_decay}: it is above 0, and at most 1")
     if recipe.top.seed < 0:
         raise UsageError(f"seed is {recipe.top.seed}: it must be 0 or more")
     if recipe.probe.every_epochs < 1:
@@ -310,6 +354,11 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(
             f"{recipe.method_name} hides patches from the network, which {recipe.backbone.name} cannot do: it takes "
             "plain ViTs such as vit_small_patch16_224; for a convolutional backbone use simclr or dino"
+        )
+    if recipe.method.masks_maps and maskable:
+        raise UsageError(
+            f"{recipe.method_name} needs feature maps of several strides, which the plain ViT {recipe.backbone.name} "
+            "has not: use mae, or a convolutional backbone"
         )
     for spec in recipe.specs():
         low, high = spec.scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import Method
 from ssl_pretrain.terminal import packing
+from ssl_pretrain.train import init, source
 from ssl_pretrain.train.feed import Feed, Share
 from ssl_pretrain.train.recipe import Recipe
 from ssl_pretrain.train.residency import Choice, Where, choose, ram_free_bytes
@@ -99,9 +101,18 @@ def backbone(recipe: Recipe) -> Backbone:
     return built
 
 
-def method(recipe: Recipe) -> Method:
-    """The method around a new backbone."""
-    return methods.create(recipe.method, backbone(recipe))
+def method(recipe: Recipe, say: Callable[[str], None] | None = None) -> Method:
+    """The method around a new backbone; with `say`, which is told what arrived, it starts from `backbone.init`."""
+    if recipe.auto:
+        raise UsageError(f"{', '.join(sorted(recipe.auto))}: auto is not known before the images are: plan first")
+    trunk, chosen = backbone(recipe), recipe.backbone
+    if say is None or chosen.init is None or not source.asked(chosen.init):
+        return methods.create(recipe.method, trunk)
+    filled = init.fill(trunk, chosen.init, chosen.init_partial)
+    say(str(filled))
+    built = methods.create(recipe.method, trunk)  # copies it for a teacher, and may draw it anew
+    init.restore(trunk, [module for module in built.modules() if isinstance(module, Backbone)], filled)
+    return built
 
 
 def dtype(recipe: Recipe) -> torch.dtype:
