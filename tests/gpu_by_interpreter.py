@@ -1,4 +1,4 @@
-"""Run by `test_gpu.py` in a process of its own, with TRITON_INTERPRET=1: the CUDA engine in Triton's interpreter against the fused engine.
+"""Run by `test_gpu.py`, with TRITON_INTERPRET=1: the CUDA engine in the interpreter against the fused engine.
 
 Prints a line of JSON: case -> largest difference.
 """

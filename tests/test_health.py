@@ -29,7 +29,7 @@ from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.train.health import GUARDS, Diagnosis, Health, advice, not_finite
 from ssl_pretrain.train.recipe import load
 
-STEPS = 40
+STEPS = 36
 """Of a faulty run; all are to be named within 50."""
 Patch = pytest.MonkeyPatch
 
@@ -115,6 +115,12 @@ def no_negatives(patch: Patch) -> None:
     patch.setattr(simclr, "nt_xent", lambda z0, z1, t: 0 * (z0 + z1).sum())
 
 
+def only_attraction(patch: Patch) -> None:
+    """Views are pulled together, nothing is pushed apart, and no BatchNorm prevents the worst."""
+    patch.setattr(simclr, "nt_xent", lambda z0, z1, t: 2 - 2 * nn.functional.cosine_similarity(z0, z1).mean())
+    patch.setattr(simclr, "SimCLRProjectionHead", lambda *sizes: nn.Identity())
+
+
 def constant_encoder(patch: Patch) -> None:
     forward = TimmPyramid.forward
     patch.setattr(TimmPyramid, "forward", lambda self, x_BCHW: 1e-6 * forward(self, x_BCHW) + 1)
@@ -140,8 +146,10 @@ def nothing(patch: Patch) -> None:
 
 
 HOT = ("--method.teacher_temperature", "10", "--method.teacher_temperature_start", "10")
+ON_VIT = ("--backbone.name", "test_vit", "--backbone.patch_size", "8")
 FAULTS: dict[str, tuple[str, Callable[[Patch], None], tuple[str, ...], dict[str, Any], set[str], str]] = {
     "no negatives": ("simclr", no_negatives, (), {}, {"loss_impossible"}, "lower method.temperature (0.5)"),
+    "only attraction": ("simclr", only_attraction, ON_VIT, {}, {"features_collapsed"}, "lower train.lr (0.001)"),
     "constant encoder": ("simclr", constant_encoder, (), {}, {"features_collapsed"}, "train.lr (0.001)"),
     "no centre": ("dino", no_centre, (), {}, {"one_prototype"}, "lower method.center_momentum (0.9)"),
     "no sharpening": ("dino", nothing, HOT, {}, {"uniform_teacher"}, "lower method.teacher_temperature (10)"),

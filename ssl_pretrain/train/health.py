@@ -90,9 +90,8 @@ class Guard:
     knobs: tuple[str, ...]
     """Keys to turn with the way: those that the recipe has are named."""
     slow: bool = False
-    """Judged after the learning rate's warm-up only."""
     early: bool = False
-    """Judged from the first step on."""
+    """Judged after the learning rate's warm-up only, or from the first step on; else after 20 steps."""
     stops: bool = True
     """Whether `on_collapse: stop` ends the run on it."""
 
