@@ -22,10 +22,9 @@ WARMUP_STEPS, WARMUP = 20, 0.1
 """Losses are not judged in the first steps, and one that has not moved is no news in the first tenth of a run, while
 the learning rate rises. Features are, against those before the first step (which a continued run no longer has)."""
 FEATURE_STD, FEATURE_STD_SHARE = 0.01, 0.1
-"""Of 1 / sqrt(D), and of the largest so far. Healthy: 0.52 or more; a constant network: 0.
-Untrained networks give real bright fields (64 of Chula) 0.02 to 0.15, so that more than 0.01 would be too strict."""
+"""Of 1 / sqrt(D), and of the largest so far. Healthy: 0.20, and 0.52 of it; untrained, on real bright fields: 0.02."""
 RANK_SHARE = 0.2
-"""Of the largest so far. Healthy: 0.85 or more here, 0.57 in earlier runs (0.35 was their threshold)."""
+"""Of the largest so far. Healthy: 0.49 (MAE, whose rank falls from the start), 0.57 in earlier runs."""
 AT_CHANCE, ABOVE_CHANCE = 0.02, 2.0
 """A loss this near its chance value, with all its parts, says nothing; one so far above it is worse than nothing.
 Healthy: 1.6 in DINO's worst step; parts cross their chance value slowly, but not all at once."""
