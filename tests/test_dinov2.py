@@ -240,6 +240,7 @@ def test_stochastic_depth_is_the_students_alone() -> None:
     assert not torch.equal(all_tokens(method.student, x), all_tokens(method.student, x))
 
 
+@pytest.mark.slow  # half a minute and more; two ranks are compared in test_two_ranks too
 def test_one_and_two_processes_train_the_same_network(tmp_path: Path) -> None:
     """Under DDP, with so few masks that a process has none in some steps; SGD, as Adam would hide a wrong factor."""
     settings = {"steps": 4, "precision": "64-true", "accelerator": "cpu", "optimizer": "sgd", "lr": 1e-2}

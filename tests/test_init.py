@@ -477,6 +477,7 @@ def test_the_meter_does_not_touch_the_training(
     assert (tmp_path / "with" / drift.FILE).exists() and not (tmp_path / "without" / drift.FILE).exists()
 
 
+@pytest.mark.slow
 def test_two_processes_freeze_and_decay_as_one_does(pack: Pack, weights: dict[str, Path], tmp_path: Path) -> None:
     train: dict[str, Any] = {"steps": 4, "precision": "64-true", "accelerator": "cpu", "optimizer": "sgd", "lr": 1e-2}
     train |= {"freeze_backbone": 0.5, "layer_decay": 0.7}
