@@ -46,8 +46,8 @@ from ssl_pretrain.artefact import resolve
 from ssl_pretrain.backbones import Backbone, create
 from ssl_pretrain.data import readers, sources
 from ssl_pretrain.errors import SslPretrainError
-from ssl_pretrain.probe.knn import KnnScore, score
-from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out
+from ssl_pretrain.probe.knn import score
+from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out, pooled_maps
 
 SIZE_PX, LOCAL_PX, LOCALS, POINT_PX = 64, 32, 4, 80
 RESNET, VIT = {"name": "resnet18"}, {"name": "vit_tiny_patch16_224", "patch_size": 8}
@@ -57,6 +57,11 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dino": (RESNET, MULTI_CROP),
     "mae": (VIT, {"size_px": SIZE_PX}),
     "ibot": (VIT, MULTI_CROP),
+    "dinov2": (VIT, MULTI_CROP),
+    "byol": (RESNET, {"size_px": SIZE_PX}),
+    "vicreg": (RESNET, {"size_px": SIZE_PX}),
+    "densegeo": (RESNET, {"size_px": SIZE_PX}),
+    "spark": (RESNET, {"size_px": 2 * SIZE_PX}),  # at 64 px it would have 2 x 2 patches
 }
 """Backbone and the sides of the views; all else is the paper's or auto."""
 QUICK_HEAD = ("--method.prototypes", "4096")
@@ -71,6 +76,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--probes", type=int, default=1, help="during each of our runs, for benchmarks/choosing.py")
+    parser.add_argument("--probed", help="a smaller labelled set for these; what --labelled names without")
     parser.add_argument("--workers", type=int, default=2, help="of lightly's DataLoader")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--quick", action="store_true")
@@ -88,14 +95,15 @@ def main() -> None:
     folder = (
         folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder
     )  # lightly takes subfolders for classes
+    given.count = len(LightlyDataset(str(folder)))
     for method in given.methods:
         for seed in range(given.seeds):
-            rows.append(row(method, "random", seed, 0.0, judge(fresh(method, seed), objects, f"random {method}")))
+            rows.append(row(method, "random", seed, 0.0, fresh(method, seed), objects))
             for kind in ("lightly", "paper", "auto") if method in LIGHTLY else ("paper", "auto"):
                 began = time.monotonic()
                 trained = lightly(method, seed, folder, given) if kind == "lightly" else ours(method, kind, seed, given)
                 minutes = (time.monotonic() - began) / 60
-                rows.append(row(method, kind, seed, minutes, judge(trained, objects, f"{kind} {method}")))
+                rows.append(row(method, kind, seed, minutes, trained, objects))
                 console.print(f"{method}, {kind}, seed {seed}: {rows[-1]['balanced_accuracy']['value']:.3f}")
     console.print(table(rows, given))
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {torch.__version__}"
@@ -105,13 +113,14 @@ def main() -> None:
         given.json.write_text(json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=2))
 
 
-def row(method: str, kind: str, seed: int, minutes: float, found: KnnScore) -> dict[str, Any]:
+def row(method: str, kind: str, seed: int, minutes: float, backbone: Backbone, objects: Objects) -> dict[str, Any]:
+    """The scores of a backbone's features and, of a convolutional one, of its maps as a detector takes them."""
+    found = score(objects, embed(backbone, objects.crops_NSSC), f"{kind} {method}")
     figures = {name: vars(vars(found)[name]) for name in ("accuracy", "balanced_accuracy")}
+    if OURS[method][0] is RESNET:
+        of_maps = score(objects, embed(backbone, objects.crops_NSSC, of=pooled_maps), f"{kind} {method}")
+        figures["maps"] = vars(of_maps.balanced_accuracy)
     return {"method": method, "kind": kind, "seed": seed, "minutes": minutes, **figures}
-
-
-def judge(backbone: Backbone, objects: Objects, name: str) -> KnnScore:
-    return score(objects, embed(backbone, objects.crops_NSSC), name)
 
 
 def fresh(method: str, seed: int) -> Backbone:
@@ -125,22 +134,23 @@ def fresh(method: str, seed: int) -> Backbone:
 
 def table(rows: list[dict[str, Any]], given: argparse.Namespace) -> Table:
     title = f"{given.steps} steps of {given.batch}; k-NN on objects, k 20, T 0.07, leave one image out"
-    columns = "balanced accuracy", "95 % over images", "over seeds", "accuracy", "minutes"
+    columns = "balanced accuracy", "95 % over images", "over seeds", "maps P3-P5", "95 %", "accuracy", "minutes"
     found = Table("method", "", *columns, title=title)
     for method, kind in dict.fromkeys((each["method"], each["kind"]) for each in rows):
         mine = [each for each in rows if (each["method"], each["kind"]) == (method, kind)]
-        mean = {
-            (name, end): float(np.mean([each[name][end] for each in mine]))
-            for name in ("accuracy", "balanced_accuracy")
-            for end in ("value", "low", "high")
-        }
+        value, interval = means(mine, "balanced_accuracy")
         balanced = [each["balanced_accuracy"]["value"] for each in mine]
-        interval = f"{mean['balanced_accuracy', 'low']:.3f} to {mean['balanced_accuracy', 'high']:.3f}"
         seeds = f"{min(balanced):.3f} to {max(balanced):.3f}" if len(balanced) > 1 else "–"
+        maps = means(mine, "maps") if "maps" in mine[0] else ("", "")
         minutes = f"{np.mean([each['minutes'] for each in mine]):.1f}" if kind != "random" else ""
-        cells = interval, seeds, f"{mean['accuracy', 'value']:.3f}", minutes
-        found.add_row(method, kind, f"{mean['balanced_accuracy', 'value']:.3f}", *cells)
+        found.add_row(method, kind, value, interval, seeds, *maps, means(mine, "accuracy")[0], minutes)
     return found
+
+
+def means(rows: list[dict[str, Any]], figure: str) -> tuple[str, str]:
+    """Over seeds: of the values, and of the ends of their intervals."""
+    value, low, high = (np.mean([each[figure][end] for each in rows]) for end in ("value", "low", "high"))
+    return f"{value:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 # Ours
@@ -151,9 +161,10 @@ def ours(method: str, kind: str, seed: int, given: argparse.Namespace) -> Backbo
     backbone, sides = OURS[method]
     recipe = {
         "seed": seed, "backbone": backbone, "auto": kind == "auto", "method": {"name": method, **sides},
-        "train": {"steps": given.steps, "batch_size": given.batch}, "probe": {"data": given.labelled},
+        "train": {"steps": given.steps, "batch_size": given.batch}, "probe": {"data": given.probed or given.labelled},
     }  # fmt: skip
-    words = ("--probe.every_epochs", "100000", "--probe.size_px", str(SIZE_PX), "--probe.point_px", str(POINT_PX))
+    every = max(1, given.steps // (given.probes * (given.count // given.batch)))
+    words = ("--probe.every_epochs", str(every), "--probe.size_px", str(SIZE_PX), "--probe.point_px", str(POINT_PX))
     head = QUICK_HEAD if given.quick and kind == "paper" and "global_size_px" in sides else ()
     out = given.out / f"{method}_{kind}_{given.steps}x{given.batch}_{seed}"
     pretrain(recipe, data=given.images, out=out, words=(*words, *head), console=Console(width=150))

@@ -16,7 +16,7 @@ from ssl_pretrain.views.extras import Extra
 from ssl_pretrain.views.plan import plan
 
 SPECS = [*simclr.Config().views(), *dino.Config().views(), *simclr.Config(color=0.1).views()]
-MICROSCOPY = [name for name in presets.NAMES if name != "natural"]
+MICROSCOPY = [name for name in presets.PRESETS if name != "natural"]
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -36,8 +36,8 @@ def ops(spec: ViewSpec) -> dict[str, Extra]:
 
 
 def test_names() -> None:
-    assert presets.NAMES == ("natural", "brightfield", "stained", "tem")
-    for name in presets.NAMES:
+    assert tuple(presets.PRESETS) == ("natural", "brightfield", "stained", "tem")
+    for name in presets.PRESETS:
         assert isinstance(presets.apply(name, SPECS[0]), ViewSpec)
     with pytest.raises(UsageError, match=r"no preset is called 'steined' \(did you mean 'stained'\?\); there are: nat"):
         presets.apply("steined", SPECS[0])
@@ -139,7 +139,7 @@ def test_objects_stay_visible(name: str) -> None:
     assert emptied(ours) <= 0.025
 
 
-@pytest.mark.parametrize("name", presets.NAMES)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_the_engines_agree(name: str) -> None:
     images = fields_of_view(6)
     spec = replace(presets.apply(name, SPECS[0]), size_px=40)

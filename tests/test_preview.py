@@ -88,7 +88,7 @@ def test_rotated_crops_are_drawn_where_they_lie(place: Path, monkeypatch: pytest
         figure = sheet.views_picture(feed, ids, tiles, [("black", "title")], [])
         sources = [axes for axes in figure.axes if len(axes.patches) == 2]
         assert len(sources) == 2
-        quads = sheet.corners(sheet.plan_of(feed, ids, 0), 0)
+        quads = sheet.corners(feed.plan(ids, 0), 0)
         for axes, quad_V42 in zip(sources, quads, strict=True):
             for patch, quad_42 in zip(axes.patches, quad_V42, strict=True):
                 drawn = patch.get_patch_transform().transform(patch.get_path().vertices)

@@ -76,6 +76,11 @@ class Pack:
         stored_N, original_N = self.size_N2.min(1).astype(np.float64), self.original_N2.min(1).astype(np.float64)
         return np.asarray(stored_N / original_N, np.float64)
 
+    @cached_property
+    def by_content_N(self) -> NDArray[np.int64]:
+        """Places of the images in the order of their content, which other file names do not change."""
+        return np.lexsort(self.sha256_N32.view(">u8").T[::-1])
+
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image `i`, uint8 (H, W, 3) RGB: a read-only view on the memory map."""
         height, width = (int(side) for side in self.size_N2[i])

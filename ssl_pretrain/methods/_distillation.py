@@ -17,12 +17,11 @@ from lightly.models.modules import DINOProjectionHead
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import MethodConfig, exact
 from ssl_pretrain.views import ViewSpec
 
-SomeBackbone = TypeVar("SomeBackbone", bound=Backbone)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def check(config: MethodConfig, shares: tuple[str, ...], above_zero: tuple[str, ...]) -> None:
@@ -44,18 +43,29 @@ def multi_crop(
     color: float,
 ) -> tuple[ViewSpec, ...]:
     """Two global crops, always and seldom blurred, the second sometimes solarized; and the local crops."""
+    large = global_size_px, global_scale, color
+    globals_ = photo_crop("global_0", *large, blur_p=1.0), photo_crop("global_1", *large, blur_p=0.1, solarize_p=0.2)
+    if not local_count:
+        return globals_
+    return *globals_, photo_crop("local", local_size_px, local_scale, color, blur_p=0.5, count=local_count)
 
-    def crop(name: str, size: int, scale: tuple[float, float], blur: float, solarize: float, n: int) -> ViewSpec:
-        strong = 0.4 * color
-        return ViewSpec(
-            name=name, count=n, size_px=size, scale=scale, jitter_p=0.8, brightness=strong, contrast=strong,
-            saturation=strong / 2, hue=strong / 4, gray_p=0.2, blur_p=blur, solarize_p=solarize,
-        )  # fmt: skip
 
-    large = global_size_px, global_scale
-    local = crop("local", local_size_px, local_scale, 0.5, 0.0, local_count)
-    globals_ = crop("global_0", *large, 1.0, 0.0, 1), crop("global_1", *large, 0.1, 0.2, 1)
-    return (*globals_, local) if local_count else globals_
+def photo_crop(
+    name: str,
+    size_px: int,
+    scale: tuple[float, float],
+    color: float,
+    *,
+    blur_p: float,
+    solarize_p: float = 0.0,
+    count: int = 1,
+) -> ViewSpec:
+    """BYOL's view (table 6), which DINO, its heirs and VICReg took over: jitter (0.4s, 0.4s, 0.2s, 0.1s)."""
+    strong = 0.4 * color
+    return ViewSpec(
+        name=name, count=count, size_px=size_px, scale=scale, jitter_p=0.8, brightness=strong, contrast=strong,
+        saturation=strong / 2, hue=strong / 4, gray_p=0.2, blur_p=blur_p, solarize_p=solarize_p,
+    )  # fmt: skip
 
 
 def heads(
@@ -73,7 +83,7 @@ def heads(
     return student, teacher
 
 
-def teacher_of(student: SomeBackbone) -> SomeBackbone:
+def teacher_of(student: Network) -> Network:
     """A copy that is not trained and has no stochastic depth."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():

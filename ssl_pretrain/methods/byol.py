@@ -9,20 +9,18 @@ the two distributions of views, and what a finished run leaves behind is the onl
 
 from __future__ import annotations
 
-import copy
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from lightly.models.modules.heads import ProjectionHead
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults, exact
+from ssl_pretrain.methods._distillation import check, follow, photo_crop, teacher_of
 from ssl_pretrain.views import ViewSpec
 
 
@@ -45,23 +43,15 @@ class Config(MethodConfig):
     0.99 for 100 and 300 epochs of ImageNet and 0.97 for 40, that is 0.97 for 12,500 steps."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum <= 1:
-            raise UsageError(f"method.momentum is {self.momentum}: it is a share between 0 and 1")
+        check(self, shares=("momentum",), above_zero=())
         for key in ("hidden_dim", "output_dim"):
             if vars(self)[key] < 1:
                 raise UsageError(f"method.{key} is {vars(self)[key]}: it must be at least 1")
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two views from two distributions (table 6): the first always blurred, the second seldom, and solarized."""
-
-        def view(name: str, blur: float, solarize: float) -> ViewSpec:
-            strong = 0.4 * self.color
-            return ViewSpec(
-                name=name, size_px=self.size_px, scale=self.scale, jitter_p=0.8, brightness=strong, contrast=strong,
-                saturation=strong / 2, hue=strong / 4, gray_p=0.2, blur_p=blur, solarize_p=solarize,
-            )  # fmt: skip
-
-        return view("view_0", 1.0, 0.0), view("view_1", 0.1, 0.2)
+        size = self.size_px, self.scale, self.color
+        return photo_crop("view_0", *size, blur_p=1.0), photo_crop("view_1", *size, blur_p=0.1, solarize_p=0.2)
 
     def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
         """LARS (section 3.3) for BatchNorm networks; AdamW for ViTs (MoCo v3, section 4).
@@ -86,13 +76,8 @@ class BYOL(Method):
         self.backbone = backbone
         self.projector = _mlp(backbone.dim, config.hidden_dim, config.output_dim)
         self.predictor = _mlp(config.output_dim, config.hidden_dim, config.output_dim)
-        self.target = copy.deepcopy(backbone)
-        self.target_projector = copy.deepcopy(self.projector)
-        for module in self.target.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
-        self.target.requires_grad_(False)
-        self.target_projector.requires_grad_(False)
+        self.target = teacher_of(backbone)
+        self.target_projector = teacher_of(self.projector)
 
     def loss(self, views: Views, progress: float) -> dict[str, Tensor]:
         """Equation 2 of the paper, plus the same with the views exchanged."""
@@ -108,11 +93,8 @@ class BYOL(Method):
 
     def after_step(self, progress: float) -> None:
         """Equation 1: the target follows; tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2."""
-        tau = 1 - (1 - self.config.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        target = [*self.target.parameters(), *self.target_projector.parameters()]
-        online = [*self.backbone.parameters(), *self.projector.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(target, online, 1 - tau)
+        target, online = (self.target, self.target_projector), (self.backbone, self.projector)
+        follow(target, online, self.config.momentum, progress)
 
     def chance(self, batch_size: int) -> dict[str, float]:
         """Predictions at right angles to the targets: 2 for each view.

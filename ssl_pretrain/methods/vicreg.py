@@ -22,6 +22,7 @@ from torch import Tensor
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults, exact
+from ssl_pretrain.methods._distillation import photo_crop
 from ssl_pretrain.views import ViewSpec
 
 EPS = 1e-4
@@ -61,13 +62,8 @@ class Config(MethodConfig):
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two views from one distribution (appendix C): BYOL's two, made symmetric."""
-        strong = 0.4 * self.color
-        return (
-            ViewSpec(
-                name="view", count=2, size_px=self.size_px, scale=self.scale, jitter_p=0.8, brightness=strong,
-                contrast=strong, saturation=strong / 2, hue=strong / 4, gray_p=0.2, blur_p=0.5, solarize_p=0.1,
-            ),
-        )  # fmt: skip
+        size = self.size_px, self.scale, self.color
+        return (photo_crop("view", *size, blur_p=0.5, solarize_p=0.1, count=2),)
 
     def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
         """LARS (section 4.2) for BatchNorm networks; AdamW for ViTs (MoCo v3, section 4).

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
 
 MARGIN = 0.1
 BANK_FRACTION = 0.65
+DETECTOR_STRIDES = (8, 16, 32)
 VALIDATION = {"val", "valid", "validation", "dev"}
 
 
@@ -150,8 +151,11 @@ def embed(
     crops_NSSC: np.ndarray,
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    of: Callable[[Backbone, Tensor], Tensor] = Backbone.__call__,
 ) -> np.ndarray:
     """Features (N, D), float32, each of length 1, of uint8 RGB crops (N, S, S, 3), without augmentation.
+
+    `of` says which: the backbone's own, or those of its maps (`pooled_maps`).
 
     The backbone runs in eval mode and in float32 (or its own dtype) also under a caller's autocast, so that the probe
     of a running training and a later one of its artefact agree; then every module gets its mode back, and the
@@ -161,15 +165,15 @@ def embed(
     dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     mean_C11 = torch.tensor(backbone.input.mean, device=there).view(3, 1, 1)
     std_C11 = torch.tensor(backbone.input.std, device=there).view(3, 1, 1)
-    parts = [np.zeros((0, backbone.dim), np.float32)]
+    parts: list[np.ndarray] = []
     # no_grad, not inference_mode: what a network caches on its first call would be unusable in training afterwards.
     with _evaluating(backbone, there), torch.no_grad(), torch.autocast(there.type, enabled=False):
         for start in range(0, len(crops_NSSC), batch_size):
             x_BSSC = torch.from_numpy(crops_NSSC[start : start + batch_size]).to(there)
             x_BCSS = (x_BSSC.permute(0, 3, 1, 2).float() / 255 - mean_C11) / std_C11
-            z_BD: Tensor = backbone(x_BCSS.to(dtype)).float()
+            z_BD = of(backbone, x_BCSS.to(dtype)).float()
             parts.append(torch.nn.functional.normalize(z_BD, dim=1).cpu().numpy())
-    z_ND: np.ndarray = np.concatenate(parts)
+    z_ND: np.ndarray = np.concatenate(parts) if parts else np.zeros((0, backbone.dim), np.float32)
     broken = int((~np.isfinite(z_ND)).any(axis=1).sum())
     if broken:
         raise SslPretrainError(
@@ -177,6 +181,16 @@ def embed(
             "its weights are damaged or the training diverged"
         )
     return z_ND
+
+
+def pooled_maps(backbone: Backbone, x_BCHW: Tensor) -> Tensor:
+    """What a detector gets to see: the maps of strides 8, 16 and 32 (P3 to P5), or all where there are none of these.
+
+    The mean of each over its places, of length 1, side by side: (B, sum of the C_i).
+    """
+    maps = list(zip(backbone.strides, backbone.maps(x_BCHW), strict=True))
+    taken = [p_BCHW for stride, p_BCHW in maps if stride in DETECTOR_STRIDES] or [p_BCHW for _, p_BCHW in maps]
+    return torch.cat([torch.nn.functional.normalize(p_BCHW.mean(dim=(2, 3)), dim=1) for p_BCHW in taken], dim=1)
 
 
 @contextmanager

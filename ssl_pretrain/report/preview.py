@@ -31,7 +31,6 @@ from ssl_pretrain.report.sheet import (
     STYLE,
     WRONG,
     is_blank,
-    plan_of,
     spec_keys,
     tiles,
     views_picture,
@@ -210,7 +209,7 @@ def look(
     ids_M, box_MN4 = ids[known], [objects.boxes[int(place)] for place in places[known]]
     anything = any(map(len, box_MN4))
     epochs = math.ceil(PLANS / max(len(ids_M), 1))
-    plans = [plan_of(feed, ids_M, epoch) for epoch in range(epochs)]
+    plans = [feed.plan(ids_M, epoch) for epoch in range(epochs)]
     together = dataclasses.replace(plans[0], buffer=np.concatenate([one.buffer for one in plans]))
     rows, first = [], 0
     for i, spec in enumerate(feed.specs):

@@ -25,7 +25,7 @@ from ssl_pretrain.errors import WriteError
 from ssl_pretrain.files import write_durably
 from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.views import ViewSpec
-from ssl_pretrain.views.plan import Plan, boxes, corners, plan, windows
+from ssl_pretrain.views.plan import boxes, corners, windows
 
 DPI = 130
 STYLE = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
@@ -115,20 +115,13 @@ def is_blank(tile_HWC: NDArray[np.uint8], limit: float = BLANK) -> bool:
     return bool(tile_HWC.std((0, 1)).max() < limit)
 
 
-def plan_of(feed: Feed, ids_B: NDArray[np.int64], epoch: int) -> Plan:
-    """What `feed.draw` carries out."""
-    place_B = feed.places(ids_B)
-    size_B2, scale_B = feed.pack.size_N2[place_B], feed.pack.scale_N[place_B]
-    return plan(feed.specs, ids_B, size_B2, epoch, feed.seed, feed.window_px, scale_B)
-
-
 def sources(
     feed: Feed, ids_B: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]]:
     """Per image its pixels, the boxes of its crops (V, 4) and of its window (4) where one is set."""
     place_B = feed.places(ids_B)
     size_B2, scale_B = feed.pack.size_N2[place_B], feed.pack.scale_N[place_B]
-    drawn = plan_of(feed, ids_B, 0)
+    drawn = feed.plan(ids_B, 0)
     box_BV4 = np.concatenate([boxes(drawn, i) for i in range(len(feed.specs))], axis=1)
     window_B4 = windows(ids_B, size_B2, 0, feed.seed, feed.window_px, scale_B)
     for b, place in enumerate(place_B):
@@ -156,7 +149,7 @@ def views_picture(
     start = 0.29 + LINE * (len(head) + math.ceil(len(keys) / 2))
     sheet = Sheet(2 * GAP + WIDE + columns * (side + GAP), start + len(ids_B) * (TALL + 2 * GAP))
     _head(sheet, head, keys)
-    drawn = plan_of(feed, ids_B, 0)
+    drawn = feed.plan(ids_B, 0)
     quad_BV42 = np.concatenate([corners(drawn, i) for i in range(len(feed.specs))], axis=1)
     for b, (pixels, box_V4, window_4) in enumerate(sources(feed, ids_B)):
         top = start + b * (TALL + 2 * GAP)

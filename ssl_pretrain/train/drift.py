@@ -99,10 +99,9 @@ def crops(pack: Pack, numbers_N: np.ndarray, size_px: int, window_px: int | None
     Crop i is of image i, in the order of content, and begins again where the images end. Its side is the recipe's
     window, or half the short side of the image.
     """
-    by_content = np.lexsort(pack.sha256_N32.view(">u8").T[::-1])
     at_N2 = rng.uniform(rng.fold_in(rng.key(0, "drift"), numbers_N), 2)
     found = []
-    for place, at_2 in zip(by_content[numbers_N % len(pack)], at_N2, strict=True):
+    for place, at_2 in zip(pack.by_content_N[numbers_N % len(pack)], at_N2, strict=True):
         image_HWC = pack.image(int(place))
         short = min(image_HWC.shape[:2])
         side = short // 2 if window_px is None else round(window_px * float(pack.scale_N[place]))

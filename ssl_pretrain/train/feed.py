@@ -17,7 +17,7 @@ from ssl_pretrain.methods import Views
 from ssl_pretrain.train.residency import Store, Where, as_tensor, open_store
 from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.engine import TORCH
-from ssl_pretrain.views.plan import corners, plan
+from ssl_pretrain.views.plan import Plan, corners, plan
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,6 @@ class Feed:
         """Of the run, where it is known: nothing is drawn ahead of its end."""
         self.engine = TORCH
         """What makes the views."""
-        # Images are counted in the order of their content, so that renaming files changes nothing.
-        self._by_content = np.lexsort(pack.sha256_N32.view(">u8").T[::-1])
         self._orders: dict[int, np.ndarray] = {}
         cuda = device.type == "cuda"
         stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
@@ -111,7 +109,7 @@ class Feed:
 
     def places(self, ids_B: np.ndarray) -> np.ndarray:
         """Where these images stand in the pack."""
-        places_B: np.ndarray = self._by_content[ids_B]
+        places_B: np.ndarray = self.pack.by_content_N[ids_B]
         return places_B
 
     def views(self, step: int) -> Iterator[Views]:
@@ -140,13 +138,18 @@ class Feed:
     def _over(self, step: int) -> bool:
         return self.steps is not None and step >= self.steps
 
-    def draw(self, ids_B: np.ndarray, epoch: int) -> Views:
-        """The views of these images in this epoch."""
+    def plan(self, ids_B: np.ndarray, epoch: int) -> Plan:
+        """All random choices for the views of these images in this epoch."""
         place_B = self.places(ids_B)
         size_B2, scale_B = self.pack.size_N2[place_B], self.pack.scale_N[place_B]
-        drawn = plan(self.specs, ids_B, size_B2, epoch, self.seed, self.window_px, scale_B)
+        return plan(self.specs, ids_B, size_B2, epoch, self.seed, self.window_px, scale_B)
+
+    def draw(self, ids_B: np.ndarray, epoch: int) -> Views:
+        """The views of these images in this epoch."""
+        place_B, drawn = self.places(ids_B), self.plan(ids_B, epoch)
         images, flat = partial(self.store.images, place_B), partial(self.store.flat, place_B)
         mean, std = self.fed.mean, self.fed.std
+        size_B2 = self.pack.size_N2[place_B]
         crops = self.engine.render(drawn, images, flat, size_B2, mean, std, self.device, self.dtype)
         key_B2 = rng.fold_in(rng.fold_in(rng.key(self.seed, "method"), epoch), ids_B)
         return Views(crops, key_B2, {spec.name: corners(drawn, i) for i, spec in enumerate(drawn.specs)})

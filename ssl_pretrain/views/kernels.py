@@ -24,7 +24,10 @@ GRAY_R, GRAY_G, GRAY_B = (tl.constexpr(share) for share in GRAY_C)
 
 
 @triton.jit
-def resample(flat, place, rows, out, side, size, mirrored: tl.constexpr, scatter: tl.constexpr, BLOCK: tl.constexpr):
+def resample(
+    flat: tl.tensor, place: tl.tensor, rows: tl.tensor, out: tl.tensor, side: tl.tensor, size: tl.tensor,
+    mirrored: tl.constexpr, scatter: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """Crop, antialiased resize, flips, turn: output pixel = the source under a triangle on either axis.
 
     mirrored   a canvas: beyond the image stands its mirror image; else only the crop counts
@@ -82,7 +85,7 @@ def resample(flat, place, rows, out, side, size, mirrored: tl.constexpr, scatter
 
 
 @triton.jit
-def _mirror(t, limit):
+def _mirror(t: tl.tensor, limit: tl.tensor) -> tl.tensor:
     """Index in the mirror image, whose edge pixels are not there twice."""
     period = tl.maximum(2 * limit - 2, 1)
     t = t % period
@@ -91,7 +94,10 @@ def _mirror(t, limit):
 
 
 @triton.jit
-def blur(x, out, rows, weight, side, widest, along_x: tl.constexpr, BLOCK: tl.constexpr):
+def blur(
+    x: tl.tensor, out: tl.tensor, rows: tl.tensor, weight: tl.tensor, side: tl.tensor, widest: tl.tensor,
+    along_x: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """Weighted sums along an axis, reflected at the border; along x from `x[rows[m]]` to `out[m]`, along y back."""
     m, channel = tl.program_id(0), tl.program_id(2)
     n = tl.load(rows + m)
@@ -117,7 +123,10 @@ def blur(x, out, rows, weight, side, widest, along_x: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def hue(x, table, sums, plane, stages, k, yiq: tl.constexpr, BLOCK: tl.constexpr):
+def hue(
+    x: tl.tensor, table: tl.tensor, sums: tl.tensor, plane: tl.tensor, stages: tl.tensor, k: tl.tensor,
+    yiq: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """Turns the hue of the views that ask for it, and leaves the sum of gray of each block."""
     n = tl.program_id(0)
     stage = table + (n * stages + k) * 15
@@ -151,7 +160,10 @@ def hue(x, table, sums, plane, stages, k, yiq: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def mix(x, table, sums, plane, stages, k, tiles, TILES: tl.constexpr, BLOCK: tl.constexpr):
+def mix(
+    x: tl.tensor, table: tl.tensor, sums: tl.tensor, plane: tl.tensor, stages: tl.tensor, k: tl.tensor, tiles: tl.tensor,
+    TILES: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """`a x + u g + v m`, clamped, for the views that ask for it."""
     n = tl.program_id(0)
     stage = table + (n * stages + k) * 15
@@ -170,5 +182,5 @@ def mix(x, table, sums, plane, stages, k, tiles, TILES: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _unit(value):
+def _unit(value: tl.tensor) -> tl.tensor:
     return tl.minimum(tl.maximum(value, 0.0), 1.0)

@@ -26,22 +26,6 @@ from ssl_pretrain.views.extras.sensor_noise import SensorNoise
 from ssl_pretrain.views.extras.stain import Stain
 from ssl_pretrain.views.extras.white_balance import WhiteBalance
 
-NAMES: tuple[str, ...] = ("natural", "brightfield", "stained", "tem")
-"""The presets, by name."""
-
-
-def apply(name: str, spec: ViewSpec) -> ViewSpec:
-    """The spec as the preset wants it; an unknown name raises `UsageError` that tells the nearest."""
-    kinds: dict[str, Callable[[ViewSpec], ViewSpec]] = {
-        "natural": natural,
-        "brightfield": brightfield,
-        "stained": stained,
-        "tem": tem,
-    }
-    if name not in kinds:
-        raise UsageError(f"no preset is called {name!r}{nearest(name, list(NAMES))}; there are: {', '.join(NAMES)}")
-    return kinds[name](spec)
-
 
 def natural(spec: ViewSpec) -> ViewSpec:
     """The method's paper, unchanged."""
@@ -64,9 +48,6 @@ def brightfield(spec: ViewSpec) -> ViewSpec:
     noise         half               cheap cameras
     ============= ================== =================================================================================
     """
-    spec = _no_up(spec)
-    if not spec.jitter_p:
-        return spec
     spec = replace(
         spec,
         brightness=min(spec.brightness, 0.3),
@@ -100,9 +81,6 @@ def stained(spec: ViewSpec) -> ViewSpec:
     noise         a third            good cameras
     ============= ================== =================================================================================
     """
-    spec = _no_up(spec)
-    if not spec.jitter_p:
-        return spec
     spec = replace(
         spec,
         brightness=min(spec.brightness, 0.25),
@@ -136,9 +114,6 @@ def tem(spec: ViewSpec) -> ViewSpec:
     noise         most views         few electrons; the same in all channels
     ============= ================== =================================================================================
     """
-    spec = _no_up(spec)
-    if not spec.jitter_p:
-        return spec
     spec = replace(
         spec,
         brightness=min(spec.brightness, 0.3),
@@ -148,11 +123,6 @@ def tem(spec: ViewSpec) -> ViewSpec:
         gray_p=0.0,
     )
     return _with(spec, _defocus(spec, p=0.33), _noise(spec, p=0.8, shot=0.06, read=0.02, mono=True))
-
-
-def _no_up(spec: ViewSpec) -> ViewSpec:
-    """Any orientation, and no solarizing."""
-    return replace(spec, hflip_p=0.5, vflip_p=0.5, turn_p=0.75, rotate_p=0.5, rotate_degrees=180.0, solarize_p=0.0)
 
 
 def _defocus(spec: ViewSpec, p: float) -> Defocus:
@@ -172,3 +142,24 @@ def _with(spec: ViewSpec, *ops: Extra) -> ViewSpec:
     for op in ops:
         chain = placed(chain, op)
     return replace(spec, chain=chain)
+
+
+PRESETS: dict[str, Callable[[ViewSpec], ViewSpec]] = {
+    "natural": natural,
+    "brightfield": brightfield,
+    "stained": stained,
+    "tem": tem,
+}
+
+
+def apply(name: str, spec: ViewSpec) -> ViewSpec:
+    """The spec as the preset wants it; an unknown name raises `UsageError` that tells the nearest.
+
+    Under every microscope there is any orientation and no solarizing; colours change only where the method's do.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"no preset is called {name!r}{nearest(name, list(PRESETS))}; there are: {', '.join(PRESETS)}")
+    if name == "natural":
+        return natural(spec)
+    spec = replace(spec, hflip_p=0.5, vflip_p=0.5, turn_p=0.75, rotate_p=0.5, rotate_degrees=180.0, solarize_p=0.0)
+    return PRESETS[name](spec) if spec.jitter_p else spec
