@@ -161,7 +161,8 @@ def hue(
 
 @triton.jit
 def mix(
-    x: tl.tensor, table: tl.tensor, sums: tl.tensor, plane: tl.tensor, stages: tl.tensor, k: tl.tensor, tiles: tl.tensor,
+    x: tl.tensor, table: tl.tensor, sums: tl.tensor, plane: tl.tensor, stages: tl.tensor, k: tl.tensor,
+    tiles: tl.tensor,
     TILES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """`a x + u g + v m`, clamped, for the views that ask for it."""
