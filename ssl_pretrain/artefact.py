@@ -30,6 +30,8 @@ from ssl_pretrain.files import write_durably
 from ssl_pretrain.named import named
 
 SCHEMA = 1
+OWN = frozenset({"schema", "family", "input", "levels", "shapes_sha256", "weights_sha256"})
+"""Keys of the card that `write` finds out itself; the rest is the origin."""
 TOLERANCE = 1e-4
 """Largest difference of a map, relative to its largest value, between two machines with the same weights."""
 
@@ -141,7 +143,8 @@ def resolve(spec: str, size_px: int | None = None) -> Backbone:
         return backbones.create("pixels/16")
     if kind == "random" and name:
         torch.manual_seed(0)
-        return backbones.create(name, **({} if size_px is None else {"img_size": size_px})).eval()
+        options: dict[str, Any] = {} if size_px is None else {"img_size": size_px}
+        return backbones.create(name, **options).eval()
     if kind == "timm" and name:
         published: Backbone = named("backbones", "timm").pretrained(name)
         return published.eval()
@@ -188,9 +191,12 @@ def _shapes(weights: Mapping[str, Tensor]) -> str:
 def _readme(name: str, config: Mapping[str, Any]) -> str:
     card = config["ssl_pretrain"]
     levels = ", ".join(f"stride {level['stride']} x {level['channels']} channels" for level in card["levels"])
-    origin = {key: card[key] for key in ("method", "step", "images", "pack", "scores", "version") if key in card}
+    shown = "method", "step", "images", "pack", "scores", "batch_norm", "version"
+    origin = {key: card[key] for key in shown if key in card}
+    timm = f"""or `timm.create_model("local-dir:{name}", pretrained=True, features_only=True)`.
+"""
     return f"""---
-library_name: timm
+library_name: {card["family"]}
 tags: [self-supervised, microscopy, backbone]
 ---
 # {config["architecture"]}, pretrained with ssl_pretrain
@@ -202,8 +208,7 @@ from ssl_pretrain import load_backbone
 backbone = load_backbone("{name}")      # .strides, .channels, .input
 maps = backbone(images)                 # normalised images (B, 3, H, W)
 ```
-or `timm.create_model("local-dir:{name}", pretrained=True, features_only=True)`.
-
+{timm if card["family"] == "timm" else ""}
 ```json
 {json.dumps(origin, indent=2)}
 ```

@@ -172,17 +172,41 @@ def probe(words: list[str], console: Console) -> None:
 def export(words: list[str], console: Console) -> None:
     """Writes a backbone in the form that a consumer loads.
 
-    ssl-pretrain export RUN --to timm --out DIR
+    ssl-pretrain export RUN --to timm|torchvision|ultralytics|... --out DIR [--verify]
     """
-    from ssl_pretrain.artefact import find
-
     parser = _parser("export", export)
     parser.add_argument("run", type=Path, help="a run or an artefact")
     parser.add_argument("--to", type=str, default="timm", help=f"the consumer: {', '.join(names('export'))}")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write, an artefact itself")
+    parser.add_argument(
+        "--verify", action="store_true", help="build the real consumer and compare; exit 1 if they differ"
+    )
+    parser.add_argument(
+        "--python", type=str, default=sys.executable, help="of the consumer's environment, for --verify"
+    )
+    parser.add_argument(
+        "--images",
+        type=str | None,
+        default=None,
+        help="BatchNorm is re-estimated on these, or none; default: the run's",
+    )
+    parser.add_argument(
+        "--size-px", type=int, default=640, help="longer side of these, as the detector will see images"
+    )
     given = _parsed(parser, words)
+    if given.size_px < 32:
+        raise UsageError(f"--size-px is {given.size_px}: a detector's images have 32 px or more")
     target = named("export", given.to)
-    console.print(target.write(find(given.run), given.out), highlight=False)
+    from ssl_pretrain.artefact import find
+    from ssl_pretrain.export._folder import prepare
+    from ssl_pretrain.export._verify import verify
+
+    said = prepare(find(given.run), given.out, given.images, given.size_px)
+    if said:
+        console.print(said, highlight=False, markup=False)
+    console.print(target.write(given.out), highlight=False, markup=False)
+    if given.verify:
+        verify(given.to, given.out, console, given.python)
 
 
 def report(words: list[str], console: Console) -> None:

@@ -1,6 +1,7 @@
 """What can go wrong, and the exit code that says so to a shell or a scheduler.
 
     SslPretrainError        70  training failed (non-finite loss, nothing learned with `stop`)
+    ├── NotProven            1  a consumer does not hold the weights of what was exported
     ├── UsageError          64  wrong arguments or recipe
     ├── DataError           65  the data cannot be used
     ├── WriteError          74  cannot write the output
@@ -20,6 +21,12 @@ class UsageError(SslPretrainError):
     """Wrong arguments, or a recipe that cannot be run."""
 
     exit_code = 64
+
+
+class NotProven(SslPretrainError):
+    """An export was verified, and the consumer does not hold its weights."""
+
+    exit_code = 1
 
 
 class DataError(SslPretrainError):

@@ -10,6 +10,16 @@ from types import ModuleType
 from ssl_pretrain.errors import UsageError
 
 
+EXTRAS = {
+    "ultralytics": "'ssl-pretrain[ultralytics]' (AGPL-3.0)",
+    "transformers": "'ssl-pretrain[hf]'",
+    "onnx": "'ssl-pretrain[onnx]'",
+    "onnxscript": "'ssl-pretrain[onnx]'",
+    "onnxruntime": "'ssl-pretrain[onnx]'",
+}
+"""What to install for packages that only some files need."""
+
+
 def names(kind: str) -> list[str]:
     """The names that a folder of the package offers, sorted: `names("methods")` -> `["dino", "mae", "simclr"]`.
 
@@ -26,7 +36,14 @@ def named(kind: str, name: str) -> ModuleType:
         raise UsageError(
             f"no {kind.rstrip('s')} is called {name!r}{nearest(name, offered)}; there are: {', '.join(offered)}"
         )
-    return importlib.import_module(f"ssl_pretrain.{kind}.{name}")
+    try:
+        return importlib.import_module(f"ssl_pretrain.{kind}.{name}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "ssl_pretrain"):
+            raise
+        extra = EXTRAS.get(package, package)
+        raise UsageError(f"{name} needs {package}, which is not installed: pip install {extra}") from error
 
 
 def nearest(wrong: str, known: list[str]) -> str:

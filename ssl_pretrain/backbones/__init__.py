@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -99,14 +99,17 @@ class MaskableBackbone(Backbone):
         """
 
 
-def create(name: str, **options: Any) -> Backbone:
+def create(name: str, normalize: bool = True, **options: Any) -> Backbone:
     """A backbone with random weights: `create("resnet18")`, `create("vit_tiny_patch16_224", img_size=64)`.
 
-    A name with a family in front (`pixels/16`) asks that file of this folder; without one, timm.
-    Raises `UsageError` for a name or an option that the family does not know.
+    A name with a family in front (`pixels/16`) asks that file of this folder; without one, timm. Without `normalize`
+    it is fed 0..1 as it is, mean 0 and std 1. Raises `UsageError` for a name or an option that its family does not
+    know.
     """
     family, _, model = name.rpartition("/")
     backbone: Backbone = named("backbones", family or "timm").create(model, **options)
+    if not normalize:
+        backbone.input = replace(backbone.input, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return backbone
 
 

@@ -55,10 +55,12 @@ def maskable(model: str) -> bool:
 
 def from_config(config: dict[str, Any]) -> Backbone:
     """The architecture that `Backbone.config` described, with random weights."""
-    args, size = dict(config.get("model_args", {})), int(config["pretrained_cfg"]["input_size"][-1])
-    if maskable(config["architecture"]):
-        return TimmViT(config["architecture"], args)
-    return TimmPyramid(config["architecture"], args, size)
+    args, card = dict(config.get("model_args", {})), config["pretrained_cfg"]
+    size_px = int(card["input_size"][-1])
+    vit = maskable(config["architecture"])
+    made = TimmViT(config["architecture"], args) if vit else TimmPyramid(config["architecture"], args, size_px)
+    made.input = InputSpec(tuple(card["mean"]), tuple(card["std"]), size_px)
+    return made
 
 
 def pretrained(model: str) -> Backbone:

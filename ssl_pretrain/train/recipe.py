@@ -45,6 +45,9 @@ class BackboneSection:
     """Plain ViT only: class token or mean patch token as the feature; null leaves it to the method."""
     drop_path: float | None = None
     """Rate of stochastic depth; null leaves it to the method."""
+    normalize: bool = True
+    """Feeds RGB less the mean and by the deviation that the model's family is fed; false feeds 0..1 as it is, as
+    Ultralytics' trainer does."""
     init: str | None = None
     """Weights to start from: timm (the published ones; downloads them) or timm:MODEL.TAG, a run or artefact folder, or
     a file (.safetensors, or .pt and the like, of which only tensors are read). Null or random: drawn from the seed."""
@@ -193,7 +196,7 @@ class Recipe:
         """What `backbones.create` is given: the recipe's choices, then the method's for a plain ViT."""
         chosen = self.backbone
         wants = self.method.vit() if plain_vit else ViTDefaults(pool="token", drop_path=0.0)
-        options: dict[str, Any] = {"img_size": self.method.views()[0].size_px}
+        options: dict[str, Any] = {"img_size": self.method.views()[0].size_px, "normalize": chosen.normalize}
         drop_path = wants.drop_path if chosen.drop_path is None else chosen.drop_path
         pool = chosen.pool or (wants.pool if plain_vit else None)
         found = {"patch_size": chosen.patch_size, "pool": pool, "drop_path": drop_path or None}
