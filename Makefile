@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow check format clean
+.PHONY: setup quickstart test test-slow test-consumers check format clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,12 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The real consumers of backbones, from the package index, in an environment of their own (5 GB, some minutes).
+test-consumers:
+	test -x $(VENV)-consumers/bin/python || $(PYTHON) -m venv $(VENV)-consumers
+	$(VENV)-consumers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,consumers]'
+	$(VENV)-consumers/bin/python -m pytest -m "slow or not slow" tests/consumers tests/test_export*.py tests/test_detectors.py
 
 check: setup
 	$(BIN)/ruff format --check .

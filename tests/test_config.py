@@ -57,6 +57,15 @@ def test_published_rates_follow_the_batch() -> None:
     assert load({"method": "simclr", "train": {"lr": 0.5}}).optim("convnet").lr == 0.5
 
 
+def test_another_optimizer_brings_its_own_settings() -> None:
+    adamw = load({"method": "simclr", "train": {"optimizer": "adamw", "batch_size": 256}}).optim("convnet")
+    assert (adamw.lr, adamw.weight_decay) == (1.5e-4, 0.1)  # those of ViTs, and not LARS' 1.2
+    with pytest.raises(UsageError, match=r"simclr was never published with train.optimizer sgd: give train.lr too"):
+        load({"method": "simclr", "train": {"optimizer": "sgd"}}).optim("convnet")
+    sgd = load({"method": "simclr", "train": {"optimizer": "sgd", "lr": 0.1}}).optim("convnet")
+    assert (sgd.optimizer, sgd.lr, sgd.weight_decay) == ("sgd", 0.1, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "words", "says"),
     [

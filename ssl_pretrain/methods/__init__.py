@@ -89,6 +89,14 @@ class MethodConfig(ABC):
     def vit(self) -> ViTDefaults:
         """The published choices for a plain ViT."""
 
+    def published(self, family: Literal["vit", "convnet"], optimizer: str | None) -> OptimSpec | None:
+        """The published settings of this optimizer; for AdamW on a ResNet, say, those that the method has for ViTs.
+
+        None for the optimizer is the family's own; None is returned where the method never used it.
+        """
+        families: tuple[Literal["vit", "convnet"], ...] = (family, "vit", "convnet")
+        return next((spec for spec in map(self.optim, families) if optimizer in (None, spec.optimizer)), None)
+
 
 class Method(nn.Module, ABC):
     """A self-supervised method; every method is final, and is built from its `Config` and a backbone alone."""

@@ -94,15 +94,14 @@ class _Case:
         return min(1.0, max(0.0, (self.facts.images - low) / (high - low)))
 
     def optim(self, key: str) -> OptimSpec:
-        """The published optimizer; for AdamW on a ResNet, say, the method's AdamW, which is that of ViTs."""
-        families: tuple[Literal["vit", "convnet"], ...] = (self.facts.family, "vit", "convnet")
-        for spec in map(self.published.optim, families):
-            if self.facts.optimizer in (None, spec.optimizer):
-                return spec
-        raise UsageError(
-            f"{key}: auto has no rule for train.optimizer {self.facts.optimizer}, with which this method was never "
-            "published: give a number"
-        )
+        """The published settings of the optimizer in use."""
+        spec = self.published.published(self.facts.family, self.facts.optimizer)
+        if spec is None:
+            raise UsageError(
+                f"{key}: auto has no rule for train.optimizer {self.facts.optimizer}, with which this method was never "
+                "published: give a number"
+            )
+        return spec
 
 
 def plan(facts: Facts, published: MethodConfig, keys: Sequence[str]) -> dict[str, Choice]:

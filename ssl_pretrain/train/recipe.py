@@ -203,12 +203,22 @@ class Recipe:
         return options | {key: value for key, value in found.items() if value is not None}
 
     def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
-        """The method's optimizer with the recipe's changes; its `lr` is the peak of this run."""
-        spec, train = self.method.optim(family), self.train
+        """The method's optimizer with the recipe's changes; its `lr` is the peak of this run.
+
+        Raises `UsageError` for an optimizer that the method was never published with, unless its rate is given.
+        """
+        train = self.train
+        spec = self.method.published(family, train.optimizer)
+        if spec is None:
+            if train.lr is None:
+                raise UsageError(
+                    f"{self.method_name} was never published with train.optimizer {train.optimizer}: give train.lr too"
+                )
+            spec = dataclasses.replace(self.method.optim(family), optimizer=train.optimizer)
         ratio = train.batch_size / 256
         scaled = spec.lr * (ratio if spec.lr_scaling == "linear" else ratio**0.5)
         changes: dict[str, Any] = {"lr": scaled if train.lr is None else train.lr}
-        for key in ("optimizer", "weight_decay", "warmup"):
+        for key in ("weight_decay", "warmup"):
             if vars(train)[key] is not None:
                 changes[key] = vars(train)[key]
         if train.weight_decay is not None or train.weight_decay_end is not None:
