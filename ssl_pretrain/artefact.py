@@ -24,13 +24,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ssl_pretrain import backbones
-from ssl_pretrain.backbones import Backbone, InputSpec
+from ssl_pretrain.backbones import Backbone, InputSpec, MaskableBackbone
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.files import write_durably
 from ssl_pretrain.named import named
 
 SCHEMA = 1
-OWN = frozenset({"schema", "family", "input", "levels", "shapes_sha256", "weights_sha256"})
+OWN = frozenset({"schema", "family", "input", "levels", "tokens", "shapes_sha256", "weights_sha256"})
 """Keys of the card that `write` finds out itself; the rest is the origin."""
 TOLERANCE = 1e-4
 """Largest difference of a map, relative to its largest value, between two machines with the same weights."""
@@ -75,6 +75,9 @@ def write(folder: Path, backbone: Backbone, origin: Mapping[str, Any]) -> Path:
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         **origin,
     }
+    if isinstance(backbone, MaskableBackbone):
+        tokens = {"class": backbone.class_token, "prefix": backbone.prefix_tokens, "patch_px": backbone.patch_px}
+        config["ssl_pretrain"]["tokens"] = {**tokens, "grid": list(backbone.grid)}
     clean = _rebuilt(config, weights)
     write_durably(folder / "model.safetensors", content)
     write_durably(folder / "probe.safetensors", save_safetensors(_probe(clean)))

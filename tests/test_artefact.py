@@ -151,3 +151,11 @@ def test_published_weights_that_cannot_be_had_are_an_error_and_not_random(monkey
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UsageError, match=r"no published weights of 'test_resnet' could be had \(no network\)"):
         artefact.resolve("timm:test_resnet")
+
+
+def test_the_card_of_a_vit_tells_its_tokens(tmp_path: Path) -> None:
+    artefact.write(tmp_path / "a", shaken("test_vit", img_size=32, patch_size=8), {})
+    assert load_backbone(tmp_path / "a").card["tokens"] == {"class": True, "prefix": 1, "patch_px": 8, "grid": [4, 4]}
+    artefact.write(tmp_path / "b", shaken("test_vit3", img_size=32, patch_size=8), {})  # its token is a register
+    assert load_backbone(tmp_path / "b").card["tokens"]["class"] is False
+    assert "tokens" not in load_backbone(artefact.write(tmp_path / "c", shaken("test_resnet"), {})).card

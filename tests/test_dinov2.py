@@ -224,6 +224,7 @@ def test_published_constants_are_the_defaults_and_wrong_values_are_refused() -> 
     assert (c.prototypes, c.patch_prototypes, c.koleo_weight, c.sinkhorn_iterations) == (65536, 65536, 0.1, 3)
     assert (c.global_scale, c.local_scale, c.local_count, c.momentum) == ((0.32, 1.0), (0.05, 0.32), 8, 0.992)
     optim = c.optim("vit")
+    assert (optim.layer_decay, optim.patch_rate) == (0.9, 0.2)
     assert optim.lr_scaling == "sqrt" and optim.lr * math.sqrt(1024 / 256) == pytest.approx(4e-3)
     for wrong in ({"mask_ratio": (0.5, 0.1)}, {"sinkhorn_iterations": 0}, {"koleo_floor": 0.0}, {"mask_smallest": 0},
                   {"momentum": 30}):  # fmt: skip

@@ -330,8 +330,8 @@ def test_a_frozen_trunk_keeps_its_bits_while_heads_learn(
 def test_rates_fall_with_depth_as_counted_by_hand() -> None:
     config = config_class("simclr")(size_px=32, hidden_dim=32, output_dim=16)
     method = methods.create(config, fresh("test_vit", **VIT_48))
-    spec = OptimSpec("adamw", lr=1.0, weight_decay=0.1, weight_decay_end=0.3, warmup=0.5)
-    optimizer = optim.create(method, spec, layer_decay=0.5)
+    spec = OptimSpec("adamw", lr=1.0, weight_decay=0.1, weight_decay_end=0.3, warmup=0.5, layer_decay=0.5)
+    optimizer = optim.create(method, spec)
     assert optim.set_rates(optimizer, spec, 0.25) == 0.5
     names_of = {p: name for name, p in method.named_parameters()}
     rates = {names_of[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -348,7 +348,12 @@ def test_rates_fall_with_depth_as_counted_by_hand() -> None:
     for group in optimizer.param_groups:
         assert all((p.ndim > 1) == group["decays"] for p in group["params"])
         assert group["weight_decay"] == (pytest.approx(0.1 + 0.2 * 0.1464466) if group["decays"] else 0)
-    pyramid = optim.scales(fresh(), 0.5)  # a stem and four stages of one block
+    slow = optim.scales(method.backbone, OptimSpec("adamw", lr=1.0, layer_decay=0.5, patch_rate=0.2))
+    shares = {names_of[p]: share for p, share in slow.items()}
+    assert shares[f"{network}patch_embed.proj.bias"] == 0.2 * 0.5**6 and shares[f"{network}pos_embed"] == 0.5**6
+    alone = optim.scales(method.backbone, OptimSpec("adamw", lr=1.0, patch_rate=0.2))
+    assert sorted(set(alone.values())) == [0.2, 1.0]
+    pyramid = optim.scales(fresh(), spec)  # a stem and four stages of one block
     assert sorted(set(pyramid.values())) == [0.0625, 0.125, 0.25, 0.5, 1.0]
     assert pyramid[fresh_parameter(pyramid, (32, 16, 3, 3))] == 0.0625
 

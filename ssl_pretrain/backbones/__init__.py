@@ -81,6 +81,13 @@ class MaskableBackbone(Backbone):
     patch_px: int
     prefix_tokens: int
     """Class and register tokens before the patches."""
+    class_token: bool
+    """Whether the first of these is a class token."""
+
+    @property
+    @abstractmethod
+    def patch_embedding(self) -> nn.Module:
+        """What turns a patch into a token."""
 
     @property
     @abstractmethod

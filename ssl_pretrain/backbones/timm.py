@@ -176,8 +176,15 @@ class TimmViT(_Timm, MaskableBackbone):
         self.grid = self.network.patch_embed.grid_size
         self.patch_px = self.network.patch_embed.patch_size[0]
         self.prefix_tokens = self.network.num_prefix_tokens
+        self.class_token = self.network.cls_token is not None
         self.strides = (self.patch_px,) * self.map_indices
         self.channels = (self.dim,) * self.map_indices
+
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """A convolution."""
+        embedding: nn.Module = self.network.patch_embed
+        return embedding
 
     @property
     def position_embedding(self) -> nn.Parameter:

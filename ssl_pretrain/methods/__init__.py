@@ -58,6 +58,10 @@ class OptimSpec:
     """SGD and LARS."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from one layer of the trained backbone to the one before it; null is none."""
+    patch_rate: float = 1.0
+    """Factor of the learning rate of a plain ViT's patch embedding."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ Section 4 of the paper, with the constants of the authors' ViT-L/16 on ImageNet-
 Knopp and KoLeo see the batch of all ranks; Sinkhorn-Knopp of the patches sees masked patches alone; KoLeo is over the
 backbone's class tokens, one global crop at a time, as two crops of one image should be near each other.
 
-Not here: the learning rate's decay by layer (0.9) and its factor of 0.2 for the patch embedding, which want parameter
-groups that the optimizers here do not make; LayerScale, SwiGLU and register tokens, which come with the backbone's name
-(`vit_small_patch14_reg4_dinov2`); the last epochs at a higher resolution.
+LayerScale, SwiGLU and register tokens come with the backbone's name (`vit_small_patch14_reg4_dinov2`). Not here: the
+last epochs at a higher resolution.
 """
 
 from __future__ import annotations
@@ -121,8 +120,15 @@ class Config(MethodConfig):
         )
 
     def optim(self, family: Literal["vit", "convnet"]) -> OptimSpec:
-        """The authors' AdamW: 4e-3 sqrt(batch / 1024), which is 2e-3 sqrt(batch / 256)."""
-        return OptimSpec("adamw", lr=2e-3, lr_scaling="sqrt", lr_end=1e-6, weight_decay=0.04, weight_decay_end=0.4)
+        """The authors' AdamW: 4e-3 sqrt(batch / 1024), which is 2e-3 sqrt(batch / 256).
+
+        It falls by 0.9 from block to block, and to a fifth for the patch embedding. The last block has the full rate
+        (the authors': 0.9 of it, the final norm's being full).
+        """
+        return OptimSpec(
+            "adamw", lr=2e-3, lr_scaling="sqrt", lr_end=1e-6, weight_decay=0.04, weight_decay_end=0.4, layer_decay=0.9,
+            patch_rate=0.2,
+        )  # fmt: skip
 
     def vit(self) -> ViTDefaults:
         """Class token; stochastic depth of 0.1, right for small ViTs (the authors give ViT-L 0.3 to 0.4)."""

@@ -138,7 +138,7 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     feed.engine = choose(feed.specs, fabric.device, shown, recipe.views.engine)
     if fabric.world_size > 1:
         synchronised(method, fabric.device)
-    optimizer = optim.create(method, spec, recipe.train.layer_decay)
+    optimizer = optim.create(method, spec)
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.mark_forward_method("loss")
     probe = OnlineProbe(recipe, method.backbone.input, cache) if recipe.probe.data and fabric.is_global_zero else None

@@ -13,19 +13,19 @@ from lightly.utils.lars import LARS
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from ssl_pretrain.backbones import Backbone
+from ssl_pretrain.backbones import Backbone, MaskableBackbone
 from ssl_pretrain.methods import Method, OptimSpec
 from ssl_pretrain.train.schedule import learning_rate, weight_decay
 
 
-def create(method: Method, spec: OptimSpec, layer_decay: float | None = None) -> Optimizer:
+def create(method: Method, spec: OptimSpec) -> Optimizer:
     """An optimizer over the trained parameters in two groups: with weight decay, and without (biases and norms).
 
-    LARS leaves the second group unscaled too (SimCLR, B.1). With `layer_decay` there are two groups for each layer of
-    the trunk, from the heads and the deepest layer down, that learn at `scale` times the rate (Bao et al., BEiT, 2022).
+    LARS leaves the second group unscaled too (SimCLR, B.1). With `layer_decay` or `patch_rate` there are two groups for
+    each layer of the trunk that learn at `scale` times the rate (Bao et al., BEiT, 2022), the fastest first.
     """
     trained = [p for p in method.parameters() if p.requires_grad]
-    scale = {} if layer_decay is None else scales(trunk(method), layer_decay)
+    scale = scales(trunk(method), spec)
     groups: list[dict[str, Any]] = []
     for share in sorted({scale.get(p, 1.0) for p in trained}, reverse=True):
         there = [p for p in trained if scale.get(p, 1.0) == share]
@@ -33,7 +33,7 @@ def create(method: Method, spec: OptimSpec, layer_decay: float | None = None) ->
             {"params": [p for p in there if p.ndim > 1], "weight_decay": spec.weight_decay, "decays": True},
             {"params": [p for p in there if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
         ]
-        groups += pair if layer_decay is None else [{**group, "scale": share} for group in pair if group["params"]]
+        groups += [{**group, "scale": share} for group in pair if group["params"]] if scale else pair
     if spec.optimizer == "adamw":
         return AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
     if spec.optimizer == "sgd":
@@ -59,12 +59,21 @@ def trunk(method: Method) -> Backbone:
     return found
 
 
-def scales(backbone: Backbone, layer_decay: float) -> dict[Tensor, float]:
-    """Of each trained parameter: its learning rate as a share of the full one, `layer_decay ** (deepest - depth)`."""
-    depth = backbone.layers()
-    deepest = max(depth.values())
+def scales(backbone: Backbone, spec: OptimSpec) -> dict[Tensor, float]:
+    """Of each trained parameter: its learning rate as a share of the full one, `layer_decay ** (deepest - depth)`.
+
+    Those of the patch embedding are multiplied by `patch_rate`. Empty where all learn at the full rate.
+    """
+    if spec.layer_decay is None and spec.patch_rate == 1:
+        return {}
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
-    return {p: layer_decay ** (deepest - depth[name]) for name, p in trained.items()}
+    depth = dict.fromkeys(trained, 0) if spec.layer_decay is None else backbone.layers()
+    deepest, decay = max(depth.values()), spec.layer_decay or 1.0
+    scale = {p: decay ** (deepest - depth[name]) for name, p in trained.items()}
+    if isinstance(backbone, MaskableBackbone):
+        for parameter in backbone.patch_embedding.parameters():
+            scale[parameter] *= spec.patch_rate
+    return scale
 
 
 @contextlib.contextmanager

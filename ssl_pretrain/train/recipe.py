@@ -117,7 +117,7 @@ class TrainSection:
     random heads would drag its features away."""
     layer_decay: float | None = None
     """Learning rate of each layer of the backbone over that of the next deeper one (0.65 to 1 is usual); the deepest
-    layer and the heads learn at the full rate. Null: all do."""
+    layer and the heads learn at the full rate. Null takes the method's, which is none but for DINOv2."""
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     """Auto: bf16-mixed on GPUs that have it, else 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -218,7 +218,7 @@ class Recipe:
         ratio = train.batch_size / 256
         scaled = spec.lr * (ratio if spec.lr_scaling == "linear" else ratio**0.5)
         changes: dict[str, Any] = {"lr": scaled if train.lr is None else train.lr}
-        for key in ("weight_decay", "warmup"):
+        for key in ("weight_decay", "warmup", "layer_decay"):
             if vars(train)[key] is not None:
                 changes[key] = vars(train)[key]
         if train.weight_decay is not None or train.weight_decay_end is not None:
