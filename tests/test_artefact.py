@@ -118,7 +118,8 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
 
 def test_the_export_verb_writes_a_whole_copy(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(folder), "--to", "timm", "--out", str(tmp_path / "out")]) == 0
-    line = "".join(capsys.readouterr().out.split("\n"))
+    said, line = capsys.readouterr().out.splitlines()
+    assert said == "BatchNorm statistics are kept as pretraining left them"
     assert line.startswith('timm.create_model("local-dir:')
     x_BCHW = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
