@@ -37,6 +37,8 @@ def test_the_resolved_recipe_reads_back_as_itself() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_that_is_shipped_is_valid(path: Path) -> None:
+    if "backbone: ultralytics/" in path.read_text():
+        pytest.importorskip("ultralytics", reason="ultralytics, which builds the recipe's backbone, is not installed")
     recipe = load(path)
     assert recipe.optim("vit").lr > 0
     assert recipe.specs()

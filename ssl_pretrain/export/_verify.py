@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def verify(target: str, folder: Path, console: Console, python: str = sys.execut
     """
     (folder / REPORT).unlink(missing_ok=True)
     command = [python, "-m", "ssl_pretrain.export._verify", target, str(folder)]
-    done = subprocess.run(command, env=os.environ | OFFLINE, capture_output=True, text=True, errors="replace")
+    with tempfile.TemporaryDirectory() as settings:  # Ultralytics would write its own into the user's configuration
+        env = {**os.environ, **OFFLINE, "YOLO_CONFIG_DIR": settings}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
     said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
     if done.returncode == UsageError.exit_code:
         raise UsageError(f"not verified: {said}")
