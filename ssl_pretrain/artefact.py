@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ OWN = frozenset({"schema", "family", "input", "levels", "tokens", "shapes_sha256
 """Keys of the card that `write` finds out itself; the rest is the origin."""
 TOLERANCE = 1e-4
 """Largest difference of a map, relative to its largest value, between two machines with the same weights."""
+FAR = 1e9
+"""Stands for no comparison: JSON knows no infinity."""
 
 
 class MapBackbone(nn.Module):
@@ -121,10 +124,23 @@ def load_backbone(folder: str | Path) -> MapBackbone:
     if set(expected) != set(found):
         raise DataError(f"{path / 'probe.safetensors'} has other maps than the backbone gives")
     for name, map_BCHW in expected.items():
-        apart = (found[name] - map_BCHW).abs().max() / map_BCHW.abs().max().clamp_min(1e-12)
-        if not apart <= TOLERANCE:
-            raise DataError(f"{path} does not give the maps it was exported with: {name} is {apart:.1e} apart")
+        if apart(found[name], map_BCHW) > TOLERANCE:
+            far = f"{name} is {apart(found[name], map_BCHW):.1e} apart"
+            raise DataError(f"{path} does not give the maps it was exported with: {far}")
     return MapBackbone(backbone, _config(path)["ssl_pretrain"]).eval()
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Largest difference by the largest expected value; `FAR` for another shape, and where a value is not finite.
+
+    >>> apart(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 5.0]))
+    0.2
+    """
+    if found.shape != expected.shape:
+        return FAR
+    found, expected = found.detach().double().cpu(), expected.double().cpu()
+    ratio = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return min(ratio, FAR) if math.isfinite(ratio) else FAR
 
 
 def find(folder: Path) -> Path:

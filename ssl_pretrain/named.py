@@ -9,10 +9,10 @@ from types import ModuleType
 
 from ssl_pretrain.errors import UsageError
 
-
 EXTRAS = {
     "ultralytics": "'ssl-pretrain[ultralytics]' (AGPL-3.0)",
     "transformers": "'ssl-pretrain[hf]'",
+    "scipy": "'ssl-pretrain[hf]'",
     "onnx": "'ssl-pretrain[onnx]'",
     "onnxscript": "'ssl-pretrain[onnx]'",
     "onnxruntime": "'ssl-pretrain[onnx]'",

@@ -11,8 +11,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+from ssl_pretrain import backbones
+from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data.building import build
 from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.methods import config_class
@@ -84,3 +88,22 @@ def corners_of(specs: tuple[ViewSpec, ...], count: int) -> dict[str, np.ndarray]
     """Where the views of some images of 300 x 300 px lie, for methods that compare places."""
     drawn = plan(specs, np.arange(count), np.full((count, 2), 300), epoch=0, seed=0)
     return {spec.name: corners(drawn, i) for i, spec in enumerate(specs)}
+
+
+def shaken(name: str = "test_resnet", **options: Any) -> Backbone:
+    """Random weights for which default ones cannot pass, and in which nothing can be lost unseen.
+
+    Networks are born with BatchNorm statistics of 0 and 1, residual branches that add nothing, and even attention.
+    """
+    torch.manual_seed(1)
+    backbone = backbones.create(name, **options)
+    for parameter in backbone.parameters():
+        if parameter.ndim == 1:
+            parameter.data.uniform_(0.5, 1)
+        elif parameter.ndim == 2:
+            parameter.data.mul_(4)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return backbone.eval()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import shaken
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ssl_pretrain import artefact, backbones, load_backbone
-from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.cli import main
 from ssl_pretrain.errors import DataError, UsageError
 
@@ -26,17 +26,6 @@ ASKED_FOR: list[tuple[str, dict[str, Any]]] = [
     ("vit_base_patch16_224", {"pool": "avg"}),
 ]
 LARGE = ("resnet50", "vit_small_patch16_224", "vit_base_patch16_224")
-
-
-def shaken(name: str, **options: Any) -> Backbone:
-    """Random weights, with BatchNorm statistics that default ones cannot pass for."""
-    torch.manual_seed(1)
-    backbone = backbones.create(name, **options)
-    for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return backbone.eval()
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from ssl_pretrain import artefact, backbones, export
-from ssl_pretrain.backbones import Backbone, InputSpec
+from ssl_pretrain.backbones import InputSpec
 from ssl_pretrain.cli import main
 from ssl_pretrain.errors import DataError, NotProven, UsageError
 from ssl_pretrain.export import _statistics, _verify, parts
@@ -25,17 +26,6 @@ from ssl_pretrain.export._statistics import reestimate
 
 SHARE = st.floats(0.05, 0.95)
 THREE = st.tuples(SHARE, SHARE, SHARE)
-
-
-def shaken(name: str = "test_resnet", **options: object) -> Backbone:
-    """Random weights, with BatchNorm statistics that default ones cannot pass for."""
-    torch.manual_seed(1)
-    backbone = backbones.create(name, **options)
-    for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return backbone.eval()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.utils import LOGGER, dist
 
-from ssl_pretrain.artefact import TOLERANCE, find, load_backbone
+from ssl_pretrain.artefact import TOLERANCE, apart, find, load_backbone
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.backbones.ultralytics import Ultralytics
 from ssl_pretrain.errors import NotProven, UsageError
@@ -88,18 +88,13 @@ def check(model: YOLO | nn.Module, artefact: str | Path) -> float:
     expected = load_file(folder / "probe.safetensors")
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.input.mean, backbone.input.std))
     found = maps(network, taken, expected["input"] * std + mean)
-    apart = {
-        name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(1e-12))
-        if found[name].shape == expected[name].shape else float("inf")
-        for name in taken
-    }  # fmt: skip
-    worst = max(apart, key=lambda name: apart[name] if apart[name] == apart[name] else float("inf"))
-    if not apart[worst] <= TOLERANCE:
+    far, worst = max((apart(found[name], expected[name]), name) for name in taken)
+    if far > TOLERANCE:
         raise NotProven(
-            f"the model does not hold the weights of {folder}: {worst} is {apart[worst]:.1e} apart; load them by "
+            f"the model does not hold the weights of {folder}: {worst} is {far:.1e} apart; load them by "
             "attach(YOLO(...), artefact) or from the exported ultralytics.pt, as .train() builds the network anew"
         )
-    return apart[worst]
+    return far
 
 
 @dataclass(frozen=True)
@@ -121,8 +116,8 @@ class Start:
     def prove(self, trainer: Any) -> None:
         """At `on_train_start`: both networks must give the artefact's maps, else `NotProven`."""
         if not trainer.resume:
-            apart = max(check(network, self.folder) for network in _networks(trainer))
-            LOGGER.info(f"ssl_pretrain: its maps are those of the artefact (largest difference {apart:.1e})")
+            far = max(check(network, self.folder) for network in _networks(trainer))
+            LOGGER.info(f"ssl_pretrain: its maps are those of the artefact (largest difference {far:.1e})")
 
 
 def levels(backbone: Backbone) -> dict[str, int]:

@@ -20,12 +20,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ssl_pretrain.artefact import TOLERANCE
 from ssl_pretrain.backbones import InputSpec
 
 __path__ = pkgutil.extend_path(__path__, __name__)
-
-TOLERANCE = 1e-4
-"""Largest difference of a map, by its largest value, at which it counts as the same."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ normalisation layers are born alike. So maps are compared, and a consumer that l
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from ssl_pretrain import __version__
-from ssl_pretrain.artefact import MapBackbone, load_backbone
+from ssl_pretrain.artefact import MapBackbone, apart, load_backbone
 from ssl_pretrain.errors import NotProven, SslPretrainError, UsageError
 from ssl_pretrain.export import Arrived, probe
 from ssl_pretrain.files import write_durably
@@ -30,8 +28,6 @@ from ssl_pretrain.named import named
 REPORT = "export_report.json"
 CONTROL = 1e-2
 """Least difference that a consumer must show which loaded nothing; else the comparison says nothing."""
-FAR = 1e9
-"""Stands for no comparison: JSON knows no infinity."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 """A consumer must not fetch anything: it would no longer be this artefact that is judged."""
 
@@ -93,19 +89,6 @@ def judged(promised: MapBackbone, folder: Path, arrived: Arrived) -> dict[str, A
         else "the weights arrived"
     )  # fmt: skip
     return {"equal": not (lost or blind), "verdict": verdict, "tolerance": arrived.tolerance, "maps": maps}
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    """Largest difference by the largest expected value; `FAR` for another shape, and where a value is not finite.
-
-    >>> apart(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 5.0]))
-    0.2
-    """
-    if found.shape != expected.shape:
-        return FAR
-    found, expected = found.detach().double().cpu(), expected.double()
-    ratio = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    return min(ratio, FAR) if math.isfinite(ratio) else FAR
 
 
 def table(report: dict[str, Any]) -> Table:

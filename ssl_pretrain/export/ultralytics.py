@@ -24,12 +24,12 @@ import yaml
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from ssl_pretrain.artefact import load_backbone
+from ssl_pretrain.artefact import TOLERANCE, apart, load_backbone
 from ssl_pretrain.backbones import Backbone, InputSpec
 from ssl_pretrain.backbones.ultralytics import Ultralytics, detector
 from ssl_pretrain.detectors.ultralytics import bare, levels, maps
 from ssl_pretrain.errors import NotProven
-from ssl_pretrain.export import TOLERANCE, Arrived, parts, probe
+from ssl_pretrain.export import Arrived, parts, probe
 from ssl_pretrain.export._folding import fold
 from ssl_pretrain.files import write_durably
 
@@ -116,9 +116,9 @@ class _Watch:
         self.maps = maps(trainer.model, self.taken, self.rgb_BCHW)
         average = maps(trainer.ema.ema, self.taken, self.rgb_BCHW)
         for name, map_BCHW in self.maps.items():
-            apart = float((average[name] - map_BCHW).abs().max() / map_BCHW.abs().max().clamp_min(1e-12))
-            if not apart <= TOLERANCE:
-                raise NotProven(f"the trainer's moving average has another {name} than its network: {apart:.1e} apart")
+            far = apart(average[name], map_BCHW)
+            if far > TOLERANCE:
+                raise NotProven(f"the trainer's moving average has another {name} than its network: {far:.1e} apart")
         network = bare(trainer.model)
         resnet = type(network.model[0]).__name__ == "TorchVision"
         self.parts = parts(network, network.model[: 1 if resnet else max(self.taken.values()) + 1])

@@ -69,7 +69,7 @@ def scales(backbone: Backbone, spec: OptimSpec) -> dict[Tensor, float]:
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     depth = dict.fromkeys(trained, 0) if spec.layer_decay is None else backbone.layers()
     deepest, decay = max(depth.values()), spec.layer_decay or 1.0
-    scale = {p: decay ** (deepest - depth[name]) for name, p in trained.items()}
+    scale: dict[Tensor, float] = {p: decay ** (deepest - depth[name]) for name, p in trained.items()}
     if isinstance(backbone, MaskableBackbone):
         for parameter in backbone.patch_embedding.parameters():
             scale[parameter] *= spec.patch_rate

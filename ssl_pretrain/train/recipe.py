@@ -210,6 +210,7 @@ class Recipe:
         train = self.train
         spec = self.method.published(family, train.optimizer)
         if spec is None:
+            assert train.optimizer is not None  # the family's own is always published
             if train.lr is None:
                 raise UsageError(
                     f"{self.method_name} was never published with train.optimizer {train.optimizer}: give train.lr too"
