@@ -51,7 +51,7 @@ def test_the_printed_lines_work_as_they_are(resnet18: tuple[Path, str]) -> None:
             maps = detector.backbone.body(normalised)
         found = list(maps.values()) if isinstance(maps, dict) else maps
         expected = list(probed.maps.values())[first:]
-        assert all(target._apart(a, b) < 1e-5 for a, b in zip(found, expected, strict=True))
+        assert all(apart(a, b) < 1e-5 for a, b in zip(found, expected, strict=True))
         assert all(p.requires_grad for p in detector.parameters())
     assert isinstance(detector.backbone.body.bn1, nn.BatchNorm2d)
 
