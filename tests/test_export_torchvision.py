@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ssl_pretrain import artefact, load_backbone
+from ssl_pretrain.artefact import apart
 from ssl_pretrain.detectors.torchvision import PyramidBackbone, fpn
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.export import probe
