@@ -43,8 +43,8 @@ def values(facts: Facts, method: str = "dino") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("images", "batch", "by_hand"),
     [
-        # 5 steps an epoch; 10,000 steps would be 2,000 epochs; 4,000 steps: 1 % are 40, 100 are 2.5 %
-        (370, 64, {"epochs": 800, "prototypes": 1024, "teacher_temperature": 0.02, "momentum": 0.975,
+        # 5 steps an epoch; 10,000 steps would be 2,000 epochs; 4,000 steps: 1 % are 40, under 50; 100 are 2.5 %
+        (370, 64, {"epochs": 800, "prototypes": 1024, "teacher_temperature": 0.02, "momentum": 0.98,
                    "freeze_last_layer": 0.025, "lr": 2.5e-4, "weight_decay_end": None, "warmup": 0.1}),
         # 22 steps an epoch; 10,000 / 22 = 454.5; 10,010 steps: 1 % are 100
         (5_640, 256, {"epochs": 455, "prototypes": 1024, "teacher_temperature": 0.02, "momentum": 0.99,
@@ -73,7 +73,7 @@ def test_at_the_size_of_imagenet_everything_is_as_published(method: str) -> None
         assert found.pop("lr") == pytest.approx(spec.lr * ratio, rel=5e-3)  # three digits are given
         ours = {key: found.pop(key) for key in ("warmup", "weight_decay", "weight_decay_end")}
         assert ours == {key: vars(spec)[key] for key in ours}
-        assert found.pop("epochs") == 100
+        assert (found.pop("epochs"), found.pop("optimizer")) == (100, spec.optimizer)
         assert found == {key: vars(config(method))[key] for key in found}
 
 
@@ -87,7 +87,7 @@ def test_monotone_in_images_and_in_steps() -> None:
     assert ends == sorted(ends) and ends[-1] == 0.4
     steps = [100, 300, 1000, 3000, 10_000, 30_000, 100_000]
     by_steps = [values(Facts(images=640, batch_size=64, family="vit", steps=n)) for n in steps]
-    assert [found["momentum"] for found in by_steps] == [0.9, 0.9, 0.9, 0.9667, 0.99, 0.996, 0.996]
+    assert [found["momentum"] for found in by_steps] == [0.98, 0.98, 0.98, 0.98, 0.99, 0.996, 0.996]
     assert [found["freeze_last_layer"] for found in by_steps] == [0.03] * 3 + [0.03, 0.01, 0.01, 0.01]
     rates = [values(Facts(images=10_000, batch_size=b, family="vit"))["lr"] for b in (16, 64, 256, 1024)]
     assert rates == [1.25e-4, 2.5e-4, 5e-4, 2e-3]
@@ -137,12 +137,24 @@ def test_a_contrastive_temperature_goes_by_the_images_told_apart() -> None:
 
 
 def test_the_rate_is_that_of_the_optimizer_in_use() -> None:
+    def settings(facts: Facts) -> tuple[Any, Any]:
+        found = plan(facts, config("dino"), ["train.lr", "train.weight_decay"])
+        return found["train.lr"].value, found["train.weight_decay"].value
+
     resnet = Facts(370, 128, "convnet", steps=300)
-    assert values(resnet)["lr"] == 0.015  # the authors' SGD at 0.03 for 256
-    adamw = values(dataclasses.replace(resnet, optimizer="adamw"))
-    assert (adamw["lr"], adamw["weight_decay"]) == (3.54e-4, 0.04)  # 5e-4 sqrt(1/2), and not SGD's 0.015
+    assert settings(resnet) == (0.015, 1e-4)  # the authors' SGD at 0.03 for 256
+    adamw = dataclasses.replace(resnet, optimizer="adamw")
+    assert settings(adamw) == (3.54e-4, 0.04)  # 5e-4 sqrt(1/2), and not SGD's 0.015
     with pytest.raises(UsageError, match=r"train.lr: auto has no rule for train.optimizer lars"):
-        values(dataclasses.replace(resnet, optimizer="lars"))
+        settings(dataclasses.replace(resnet, optimizer="lars"))
+
+
+def test_a_convolutional_network_on_a_small_set_gets_adamw() -> None:
+    small_set = values(Facts(370, 128, "convnet", steps=300))
+    assert (small_set["optimizer"], small_set["lr"], small_set["weight_decay"]) == ("adamw", 1.41e-3, 0.05)
+    large = values(Facts(20_001, 128, "convnet", steps=300))
+    assert (large["optimizer"], large["lr"]) == ("sgd", 0.015)
+    assert values(Facts(370, 128, "convnet", steps=300), "spark")["lr"] == 1.41e-4  # its paper's is AdamW
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -229,11 +241,11 @@ def test_a_run_writes_numbers_and_goes_on_with_them(
     assert done.step == 2
     text = (tmp_path / "run" / "recipe.yaml").read_text()
     written = yaml.safe_load(text)
-    assert (written["method"]["prototypes"], written["method"]["momentum"]) == (1024, 0.9)
+    assert (written["method"]["prototypes"], written["method"]["momentum"]) == (1024, 0.98)
     assert written["train"]["lr"] == 8.84e-5  # 5e-4 sqrt(8 / 256): AdamW, as the recipe says, on a ResNet
     assert [line.split("#")[1].strip() for line in text.splitlines() if "prototypes:" in line] == ["auto"]
     shown = console.export_text()
-    assert "40 images of" in shown and "method.momentum" in shown and "10 steps of 2" in shown
+    assert "40 images of" in shown and "method.momentum" in shown and "50 steps of 2" in shown
     assert load(yaml.safe_load(text)).auto == frozenset()
 
     def never(*_: Any) -> dict[str, Choice]:

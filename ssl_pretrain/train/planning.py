@@ -172,4 +172,6 @@ def table(facts: Facts, choices: Mapping[str, Choice], recipe: Recipe) -> Table:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, str):
+        return value
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else f"{value:g}"
