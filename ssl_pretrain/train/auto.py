@@ -208,7 +208,7 @@ def momentum(case: _Case, key: str) -> Choice:
     if horizon == longest:
         return Choice(paper, f"the paper's, which looks back over {longest:.0f} steps of {case.steps:,}")
     looks = f"looks back over {horizon:.0f} steps of {case.steps:,}"
-    why = f"{HORIZON:.0%} of the run" if horizon > HORIZON_STEPS else "faster, it would outrun the centre (10 steps)"
+    why = f"{HORIZON:.0%} of the run" if horizon > HORIZON_STEPS else "the fewest that a teacher gets"
     return Choice(round(1 - 1 / horizon, 4), f"{looks}, {why}; the paper's {paper:g} would lag ({longest:.0f} steps)")
 
 
