@@ -255,6 +255,17 @@ def test_a_rank_that_falls_and_a_loss_that_jumps() -> None:
     assert not any(fed([{"loss": math.nan}] * 40))
 
 
+def test_swings_of_a_fast_teacher_are_named() -> None:
+    """The losses of DINO on 370 fields with a momentum of 0.9, at every tenth step; and healthy ones."""
+    swinging = [2.153, 0.135, 5.197, 6.837, 6.501, 1.294, 0.132, 4.9]
+    found = fed([{"loss": loss} for loss in swinging])
+    assert [("loss_swings" in names) for names in found] == [False] * 5 + [True] * 3
+    falling = [4.0 / 4**i for i in range(10)]  # to nothing, but never up
+    assert not any("loss_swings" in names for names in fed([{"loss": loss} for loss in falling]))
+    calm = [6.93 - 0.3 * math.sin(i) for i in range(20)]
+    assert not any("loss_swings" in names for names in fed([{"loss": loss} for loss in calm]))
+
+
 def test_few_crops_cannot_fill_many_prototypes() -> None:
     """16 sharp crops among 65,536 prototypes spread over ln 16 / ln 65536 = 1/4 of them: that is no collapse."""
     chance = {"loss": math.log(65536)}

@@ -15,6 +15,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 LOOK_EVERY = 5
 """Log steps between two looks at the features: each costs the forward of 64 views."""
@@ -38,6 +39,9 @@ UNIFORM, UNIFORM_INFORMATION = 0.99, 0.01
 """Entropy per crop by ln K, and what the mean's has above it. Healthy: 0.96 at most; without sharpening: 1.0000."""
 SPIKE_MADS, SPIKE_SHARE, SPIKE_WINDOW, SPIKE_LEAST = 6.0, 0.5, 50, 10
 """Above the median of the last log steps by so many median absolute deviations, and by so large a share of it."""
+SWING, SWINGS, SWING_WINDOW = 3.0, 3, 10
+"""From one log step to the next by such a factor, up and down, so often in so many. Seen: DINO and iBOT whose teacher
+was as fast as their centre went from one prototype to all of them and back, 0.13 to 6.8; no other guard lasted."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Seen:
     """The largest value so far of what is compared with it."""
     losses: deque[float]
     """Earlier ones that were no spike."""
+    recent: deque[float]
+    """The last ones, spikes and this one too."""
 
     def ceiling(self, name: str) -> tuple[float, float]:
         """ln K of a teacher's head, and the largest spread that its crops can have if each is sharp, by ln K."""
@@ -188,6 +194,16 @@ def loss_spike(seen: Seen) -> str | None:
     return f"loss {value:.4g}, above {most:.4g}: its median is {middle:.4g}" if value > most else ""
 
 
+def loss_swings(seen: Seen) -> str | None:
+    """Up and down by large factors."""
+    steps = list(pairwise(seen.recent))
+    up = sum(later > SWING * earlier for earlier, later in steps)
+    down = sum(later * SWING < earlier for earlier, later in steps)
+    if not up or not down or up + down < SWINGS:
+        return ""
+    return f"loss went between {min(seen.recent):.3g} and {max(seen.recent):.3g} in {len(seen.recent)} log steps"
+
+
 RATE = "lower train.lr"
 GUARDS = (
     Guard("features_collapsed", features_collapsed, 2, (RATE, "raise method.variance", "raise method.momentum"),
@@ -206,6 +222,7 @@ GUARDS = (
     Guard("uniform_teacher", uniform_teacher, 10, ("lower method.teacher_temperature", "lower method.prototypes"),
           slow=True),
     Guard("teacher_is_student", teacher_is_student, 2, ("raise method.momentum",)),
+    Guard("loss_swings", loss_swings, 1, ("raise method.momentum", "raise method.teacher_temperature", RATE)),
     Guard("loss_spike", loss_spike, 3, (RATE, "raise train.warmup"), stops=False),
 )  # fmt: skip
 
@@ -218,13 +235,16 @@ class Health:
         self.failures = dict.fromkeys((guard.name for guard in GUARDS), 0)
         self.best = {"feature_std": 0.0, "feature_rank": 0.0}
         self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self.recent: deque[float] = deque(maxlen=SWING_WINDOW)
         self.current: dict[str, Diagnosis] = {}
         self.told: set[str] = set()
 
     def look(self, step: int, values: Mapping[str, float]) -> list[Diagnosis]:
         """What is wrong after this step; numbers that are not finite are no evidence (see `not_finite`)."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        seen = Seen(finite, self.chance, self.crops, self.best, self.losses)
+        if "loss" in finite:
+            self.recent.append(finite["loss"])
+        seen = Seen(finite, self.chance, self.crops, self.best, self.losses, self.recent)
         for name, best in self.best.items():
             self.best[name] = max(best, finite.get(name, 0.0))
         for guard in GUARDS:
