@@ -91,8 +91,8 @@ def test_what_is_lost_on_the_way_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
             return str(examine("torchvision", folder)["verdict"])
 
     def altered(change: Any) -> Any:
-        def told(path: Path, pretrained: bool = True) -> PyramidBackbone:
-            backbone = fpn(path, pretrained=pretrained)
+        def told(path: Path, levels: Any, pretrained: bool = True) -> PyramidBackbone:
+            backbone = fpn(path, levels=levels, pretrained=pretrained)
             change(backbone)
             return backbone
 
@@ -109,8 +109,8 @@ def test_what_is_lost_on_the_way_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
 
-    assert verdict(lambda path, pretrained=True: fpn(path, pretrained=False)).startswith("the weights did not arrive")
-    assert verdict(lambda path, pretrained=True: fpn(path)) == "not proven: a consumer that loaded nothing gives " \
+    assert verdict(lambda path, levels, pretrained=True: fpn(path, pretrained=False)).startswith("the weights did not arrive")
+    assert verdict(lambda path, levels, pretrained=True: fpn(path)) == "not proven: a consumer that loaded nothing gives " \
         "the same maps"  # fmt: skip
     for change in (other_input, zeroed, default_statistics):
         assert verdict(altered(change)).startswith("the weights did not arrive"), change

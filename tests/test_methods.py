@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ssl_pretrain import backbones, methods, rng
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import Method, Views
+from ssl_pretrain.methods._distillation import BatchMean
 from ssl_pretrain.methods.dino import DINO, dino_loss
 from ssl_pretrain.methods.mae import MAE, mae_loss
 from ssl_pretrain.methods.simclr import nt_xent
@@ -316,3 +317,14 @@ def test_configs_are_frozen_and_published_constants_are_the_defaults() -> None:
     assert (config.prototypes, config.local_count, config.momentum, config.clip) == (65536, 8, 0.996, 3.0)
     assert methods.config_class("mae")().mask_ratio == 0.75
     assert methods.config_class("simclr")().scale == (0.08, 1.0)
+
+
+def test_a_centre_may_start_from_the_first_batch() -> None:
+    mean = BatchMean()
+    zero, batch = torch.zeros(2), torch.zeros(2)
+    for logits in (torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0])):
+        for centre, start in ((zero, "zero"), (batch, "batch")):
+            mean.remember(logits, 0.0)
+            mean.move(centre, 0.9, start)
+    torch.testing.assert_close(zero, torch.tensor([0.09 + 0.2, 0.27 + 0.3]))
+    torch.testing.assert_close(batch, torch.tensor([1.1, 3.0]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
 from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from ssl_pretrain.artefact import TOLERANCE, MapBackbone, apart, load_backbone
@@ -23,6 +24,11 @@ OWN_FILE = "torchvision.safetensors"
 RESNETS = frozenset({"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"})
 """Networks that are the same in timm and torchvision, tensor by tensor and by name."""
 STEPS = 2
+KINDS = {
+    "P2-P6": (FasterRCNN, "", 'RetinaNet and FCOS: levels="P3-P7"'),
+    "P3-P7": (RetinaNet, ', levels="P3-P7"', "FCOS alike; it has no map of stride 4, which Faster R-CNN begins with"),
+}
+"""By the levels of a pyramid: a detector on it, what `fpn` is told, and what else there is."""
 
 
 def write(folder: Path) -> str:
@@ -31,12 +37,14 @@ def write(folder: Path) -> str:
     Raises `UsageError` for a backbone that no pyramid can be built on.
     """
     backbone = load_backbone(folder)
-    fpn(folder, pretrained=False)
-    lines = f"""from torchvision.models.detection import FasterRCNN
+    levels = _levels(backbone)
+    fpn(folder, levels=levels, pretrained=False)
+    kind, argument, others = KINDS[levels]
+    lines = f"""from torchvision.models.detection import {kind.__name__}
 from ssl_pretrain.detectors.torchvision import fpn
-backbone = fpn("{folder}")  # RetinaNet and FCOS: levels="P3-P7"
+backbone = fpn("{folder}"{argument})  # {others}
 # num_classes counts the background
-detector = FasterRCNN(backbone, num_classes=2, image_mean=backbone.input.mean, image_std=backbone.input.std)"""
+detector = {kind.__name__}(backbone, num_classes=2, image_mean=backbone.input.mean, image_std=backbone.input.std)"""
     if not _is_torchvisions(backbone):
         return lines
     write_durably(folder / OWN_FILE, save_safetensors(backbone.backbone.weights(), metadata={"format": "pt"}))
@@ -57,16 +65,18 @@ def arrive(folder: Path) -> Arrived:
     """The maps in a Faster R-CNN, of an image that its own transform normalised; then it is trained."""
     artefact = load_backbone(folder)
     probed = probe(folder, artefact.input)
-    detector = _detector(fpn(folder), probed)
+    levels = _levels(artefact)
+    kind, argument, _ = KINDS[levels]
+    detector = _detector(kind, fpn(folder, levels=levels), probed)
     maps = _maps(detector, probed)
-    fresh = _maps(_detector(fpn(folder, pretrained=False), probed), probed)
+    fresh = _maps(_detector(kind, fpn(folder, levels=levels, pretrained=False), probed), probed)
     notes = ["every layer that feeds a map is trainable, BatchNorm included"]
     if _is_torchvisions(artefact) and (folder / OWN_FILE).is_file():
         notes.append(_own_file(folder, artefact, probed))
     initialised, parameters, random = parts(detector, [detector.backbone.body])
     return Arrived(
-        consumer=f"torchvision {torchvision.__version__}, FasterRCNN",
-        route=f'FasterRCNN(fpn("{folder}"), image_mean=..., image_std=...), before training',
+        consumer=f"torchvision {torchvision.__version__}, {kind.__name__}",
+        route=f'{kind.__name__}(fpn("{folder}"{argument}), image_mean=..., image_std=...), before training',
         maps={f"map_{i}": map_BCHW for i, map_BCHW in enumerate(maps)},
         fresh={f"map_{i}": map_BCHW for i, map_BCHW in enumerate(fresh)},
         initialised=initialised,
@@ -81,11 +91,16 @@ def _is_torchvisions(backbone: MapBackbone) -> bool:
     return backbone.card["family"] == "timm" and backbone.backbone.name in RESNETS
 
 
-def _detector(backbone: PyramidBackbone, probed: Probe) -> Any:
+def _levels(backbone: MapBackbone) -> Literal["P2-P6", "P3-P7"]:
+    """Two-stage detectors begin at stride 4, which some backbones (YOLO's) have no map of."""
+    return "P2-P6" if min(backbone.strides) <= 4 or len(set(backbone.strides)) == 1 else "P3-P7"
+
+
+def _detector(kind: Callable[..., Any], backbone: PyramidBackbone, probed: Probe) -> Any:
     """The user's lines, with sizes at which the probe's image is not resized."""
     side = probed.rgb_BCHW.shape[-1]
     mean, std = backbone.input.mean, backbone.input.std
-    return FasterRCNN(backbone, num_classes=2, image_mean=mean, image_std=std, min_size=side, max_size=side)
+    return kind(backbone, num_classes=2, image_mean=mean, image_std=std, min_size=side, max_size=side)
 
 
 def _maps(detector: Any, probed: Probe) -> list[Tensor]:

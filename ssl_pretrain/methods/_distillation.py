@@ -9,7 +9,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from ssl_pretrain.errors import UsageError
 from ssl_pretrain.methods import MethodConfig, exact
 from ssl_pretrain.views import ViewSpec
 
+CentreStart = Literal["zero", "batch"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -144,13 +145,15 @@ class BatchMean:
         self._seen.append(mean_K)
 
     @torch.no_grad()
-    def move(self, centre_K: Tensor, momentum: float) -> None:
-        """Moves the centre towards what was remembered, in place."""
+    def move(self, centre_K: Tensor, momentum: float, start: CentreStart) -> None:
+        """Moves the centre towards what was remembered, in place; a centre of zeros has not begun yet."""
         batch_K = torch.stack(self._seen).mean(0)
         if dist.is_initialized():
             dist.all_reduce(batch_K)
             batch_K /= dist.get_world_size()
-        centre_K.lerp_(batch_K.to(centre_K), 1 - momentum)
+        moved_K = centre_K.lerp(batch_K.to(centre_K), 1 - momentum)
+        begun = centre_K.any() if start == "batch" else torch.ones_like(centre_K, dtype=torch.bool)
+        centre_K.copy_(moved_K.where(begun, batch_K.to(centre_K)))  # by `where`, as nothing is read from the device
         self._seen.clear()
 
 

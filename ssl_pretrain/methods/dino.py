@@ -19,6 +19,7 @@ from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefaults
 from ssl_pretrain.methods._distillation import (
     BatchMean,
+    CentreStart,
     centred,
     check,
     clip_each,
@@ -70,6 +71,9 @@ class Config(MethodConfig):
     """Of the teacher's moving average at the start; a cosine takes it to 1. Short runs want less (0.99)."""
     center_momentum: float = 0.9
     """Of the centre's moving average."""
+    center_start: CentreStart = "zero"
+    """What it starts from: zero (the authors), or the first batch's mean, without which a cold teacher gives all the
+    same prototype until the centre has come there."""
     clip: float = 3.0
     """Largest gradient norm of each parameter tensor; 0 switches it off."""
     freeze_last_layer: float = 0.01
@@ -139,7 +143,7 @@ class DINO(Method):
         """Teacher and centre follow."""
         teacher, student = (self.backbone, self.teacher_head), (self.student, self.student_head)
         follow(teacher, student, self.config.momentum, progress)
-        self.batch_mean.move(self.centre_K, self.config.center_momentum)
+        self.batch_mean.move(self.centre_K, self.config.center_momentum, self.config.center_start)
 
     def chance(self, batch_size: int) -> dict[str, float]:
         """A teacher that spreads evenly, or a student that does: the cross entropy of K equal classes."""

@@ -222,6 +222,16 @@ def freeze(case: _Case, key: str) -> Choice:
     return Choice(round(share, 4), f"{steps}; lightly-train's fixed 1,250 are 28 % of 4,400")
 
 
+def centre(case: _Case, key: str) -> Choice:
+    """From the first batch on a small set: a cold teacher would give all the same prototype until it has come there."""
+    paper = case.paper(key)
+    if case.size() == 1:
+        return Choice(paper, "the paper's")
+    return Choice(
+        "batch", "from zero, a cold teacher says one prototype for its first 20 steps: a tenth of a short run"
+    )
+
+
 def rate(case: _Case, key: str) -> Choice:
     """As published; AdamW below a batch of 256 by the square root: 5e-4 at 256 is 2.5e-4 at 64.
 
@@ -304,6 +314,7 @@ RULES: dict[str, Callable[[_Case, str], Choice]] = {
     "method.teacher_temperature_warmup": temperature_warmup,
     "method.momentum": momentum,
     "method.freeze_last_layer": freeze,
+    "method.center_start": centre,
     "method.scale": scale,
     "method.global_scale": scale,
     "method.local_scale": scale,
