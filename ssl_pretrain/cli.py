@@ -201,7 +201,8 @@ def export(words: list[str], console: Console) -> None:
     from ssl_pretrain.export._folder import prepare
     from ssl_pretrain.export._verify import verify
 
-    said = prepare(find(given.run), given.out, given.images, given.size_px)
+    with console.status("checking the artefact, and BatchNorm on whole images"):
+        said = prepare(find(given.run), given.out, given.images, given.size_px)
     if said:
         console.print(said, highlight=False, markup=False)
     console.print(target.write(given.out), highlight=False, markup=False)

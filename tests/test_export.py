@@ -245,3 +245,5 @@ def test_bad_words_are_answered_in_a_line(exported: Path, tmp_path: Path, capsys
     assert "did you mean 'torchvision'" in says("--to", "torchvison")
     assert "--size-px is 3" in says("--size-px", "3")
     assert "did you mean '--verify'" in says("--verfy")
+    wrong = says("--to", "timm", "--images", "none", "--verify", "--python", str(tmp_path / "no"))
+    assert "no: No such file or directory; give the interpreter of an environment" in wrong

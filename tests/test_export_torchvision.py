@@ -109,9 +109,11 @@ def test_what_is_lost_on_the_way_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
 
-    assert verdict(lambda path, levels, pretrained=True: fpn(path, pretrained=False)).startswith("the weights did not arrive")
-    assert verdict(lambda path, levels, pretrained=True: fpn(path)) == "not proven: a consumer that loaded nothing gives " \
-        "the same maps"  # fmt: skip
+    assert verdict(lambda path, levels, pretrained=True: fpn(path, pretrained=False)).startswith(
+        "the weights did not arrive"
+    )
+    blind = "not proven: a consumer that loaded nothing gives the same maps"
+    assert verdict(lambda path, levels, pretrained=True: fpn(path)) == blind
     for change in (other_input, zeroed, default_statistics):
         assert verdict(altered(change)).startswith("the weights did not arrive"), change
     assert verdict(altered(lambda backbone: None)) == "the weights arrived"

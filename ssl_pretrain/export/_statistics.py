@@ -23,7 +23,7 @@ from ssl_pretrain.data.files import Rejected, find_images
 from ssl_pretrain.data.pack import is_pack, open_pack
 from ssl_pretrain.errors import DataError
 
-IMAGES, BATCH = 256, 16
+IMAGES, BATCH = 128, 16
 """How many are looked at, and how many at once: the statistics are the mean of those of the batches."""
 
 

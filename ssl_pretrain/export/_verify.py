@@ -44,7 +44,11 @@ def verify(target: str, folder: Path, console: Console, python: str = sys.execut
     command = [python, "-m", "ssl_pretrain.export._verify", target, str(folder)]
     with tempfile.TemporaryDirectory() as settings:  # Ultralytics would write its own into the user's configuration
         env = {**os.environ, **OFFLINE, "YOLO_CONFIG_DIR": settings}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise UsageError(f"--python {python}: {error.strerror or error}; give the interpreter of an environment "
+                             "that has the consumer and ssl_pretrain") from error  # fmt: skip
     said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
     if done.returncode == UsageError.exit_code:
         raise UsageError(f"not verified: {said}")
