@@ -226,8 +226,13 @@ DATA = [f"data.{n}" for n in named.names("data")] + [f"data.readers.{n}" for n i
             ["torch", "kornia", "lightning", "ssl_pretrain.methods"],
         ),
         (
-            "; ".join(f"import ssl_pretrain.{kind}.{n}" for kind in ("probe", "export") for n in named.names(kind)),
-            ["ssl_pretrain.train", "ssl_pretrain.methods", "lightning"],
+            "; ".join(
+                f"import ssl_pretrain.{kind}.{n}"
+                for kind in ("probe", "export")
+                for n in named.names(kind)
+                if n != "ultralytics"  # which stands on the package, and this may not be here
+            ),
+            ["ssl_pretrain.train", "ssl_pretrain.methods", "lightning", "transformers", "onnx", "mmengine"],
         ),
     ],
 )  # fmt: skip

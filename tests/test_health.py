@@ -127,7 +127,7 @@ def constant_encoder(patch: Patch) -> None:
 
 
 def no_centre(patch: Patch) -> None:
-    patch.setattr(_distillation.BatchMean, "move", lambda self, centre_K, momentum: self._seen.clear())
+    patch.setattr(_distillation.BatchMean, "move", lambda self, *of_the_centre: self._seen.clear())
 
 
 def no_average(patch: Patch) -> None:
