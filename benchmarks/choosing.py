@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from ssl_pretrain import pretrain
 from ssl_pretrain.errors import SslPretrainError
 
-SCORE = "probe/balanced_accuracy"
+SCORE = "knn/balanced_accuracy"
 FIGURES = {"rankme": 1, "alpha_req": -1, "lidar": 1}
 """By name; -1 where the literature wants it low: alpha-ReQ's decay should come down to 1."""
 LEAST = 3
@@ -37,7 +37,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.runs = [quick(Path("runs/choosing_quick"))]
-    found = {folder.name: verdicts(curve(folder)) for folder in given.runs if len(curve(folder)) >= LEAST}
+    curves = {folder.name: curve(folder) for folder in given.runs if (folder / "metrics.jsonl").is_file()}
+    found = {name: verdicts(steps) for name, steps in curves.items() if len(steps) >= LEAST}
     if not found:
         raise SystemExit(f"no run with {LEAST} probes among these; give folders of runs, or --quick")
     Console(width=150).print(table(found))
