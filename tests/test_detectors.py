@@ -42,7 +42,7 @@ def targets(height: int, width: int) -> list[dict[str, Tensor]]:
 
 
 def losses(detector: nn.Module, images: list[Tensor], truth: list[dict[str, Tensor]], steps: int) -> list[float]:
-    optimizer = torch.optim.SGD(detector.train().parameters(), lr=0.005)
+    optimizer = torch.optim.SGD(detector.train().parameters(), lr=0.001)
     found = []
     for _ in range(steps):
         loss = sum(detector(images, truth).values())
