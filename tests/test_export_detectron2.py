@@ -23,6 +23,7 @@ from conftest import shaken
 from torch import Tensor
 
 from ssl_pretrain import artefact, backbones, load_backbone
+from ssl_pretrain.detectors._maps import RESNET_DEPTHS
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.export import detectron2 as target
 from ssl_pretrain.export import probe
@@ -78,18 +79,18 @@ def apart(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)]
 
 
-@pytest.mark.parametrize("name", target.DEPTHS)
+@pytest.mark.parametrize("name", RESNET_DEPTHS)
 def test_names_and_shapes_are_detectron2s(name: str) -> None:
     with torch.device("meta"):
         weights = backbones.create(name).weights()
-    expected = {f"{conv}.weight": shape for conv, shape in convolutions(target.DEPTHS[name])}
+    expected = {f"{conv}.weight": shape for conv, shape in convolutions(RESNET_DEPTHS[name])}
     expected |= {f"{key[:-7]}.norm.{part}": (shape[0],) for key, shape in list(expected.items()) for part in NORM}
     assert {key: tuple(value.shape) for key, value in target.converted(weights).items()} == expected
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_the_written_file_is_the_network(name: str, tmp_path: Path) -> None:
-    folder, depth = artefact.write(tmp_path / "a", shaken(name, img_size=64), {}), target.DEPTHS[name]
+    folder, depth = artefact.write(tmp_path / "a", shaken(name, img_size=64), {}), RESNET_DEPTHS[name]
     target.write(folder)
     content = (folder / target.WEIGHTS).read_bytes()
     loaded = pickle.load(io.BytesIO(content), encoding="latin1")  # as Detectron2 does

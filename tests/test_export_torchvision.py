@@ -15,13 +15,14 @@ from torch import nn
 
 from ssl_pretrain import artefact, load_backbone
 from ssl_pretrain.artefact import apart
+from ssl_pretrain.detectors._maps import RESNET_DEPTHS
 from ssl_pretrain.detectors.torchvision import PyramidBackbone, fpn
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.export import probe
 from ssl_pretrain.export import torchvision as target
 from ssl_pretrain.export._verify import examine
 
-RESNETS = sorted(target.RESNETS)
+RESNETS = sorted(RESNET_DEPTHS)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from ssl_pretrain.named import named
 
 STRIDES = (4, 8, 16, 32)
 """Of the levels P2 to P5 that detectors begin with."""
+RESNET_DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
+"""Networks that are the same, tensor by tensor, in timm, torchvision, Detectron2 and MMDetection."""
 
 
 def load(folder: str | Path, pretrained: bool = True) -> MapBackbone:
@@ -48,6 +50,11 @@ def _freeze_idle(body: MapBackbone) -> None:
 def is_plain(body: MapBackbone) -> bool:
     """Whether all its maps have one stride, as those of a plain ViT: it has no pyramid of its own."""
     return len(set(body.strides)) == 1
+
+
+def is_usual_resnet(body: MapBackbone) -> bool:
+    """Whether detection frameworks have this network themselves (`RESNET_DEPTHS`)."""
+    return body.card["family"] == "timm" and body.backbone.name in RESNET_DEPTHS
 
 
 def detector_levels(body: MapBackbone, finest: int | None = None) -> list[int]:

@@ -32,10 +32,9 @@ from ultralytics.utils import LOGGER, dist
 from ssl_pretrain.artefact import TOLERANCE, apart, find, load_backbone
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.backbones.ultralytics import Ultralytics
+from ssl_pretrain.detectors._maps import RESNET_DEPTHS
 from ssl_pretrain.errors import NotProven, UsageError
 
-RESNETS = frozenset({"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"})
-"""Networks that are the same in timm and in torchvision, which Ultralytics builds a backbone from."""
 RESNET_LEVELS = {8: 1, 16: 2, 32: 3}
 """By stride: the layer that gives a ResNet's map in the detectors that `export/ultralytics.py` makes."""
 
@@ -127,11 +126,11 @@ def levels(backbone: Backbone) -> dict[str, int]:
     """
     if isinstance(backbone, Ultralytics):
         return {f"map_{i}": index for i, index in enumerate(backbone.layer_indices)}
-    if backbone.name in RESNETS:
+    if backbone.name in RESNET_DEPTHS:
         return {f"map_{i}": RESNET_LEVELS[s] for i, s in enumerate(backbone.strides) if s in RESNET_LEVELS}
     raise UsageError(
         f"Ultralytics has no place for {backbone.name}: it takes its own backbones (ultralytics/yolo12n and the like) "
-        f"and {', '.join(sorted(RESNETS, key=lambda name: int(name[6:])))}; torchvision's detectors take others"
+        f"and {', '.join(RESNET_DEPTHS)}; torchvision's detectors take others"
     )
 
 

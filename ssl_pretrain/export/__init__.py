@@ -11,8 +11,9 @@ where the consumer cannot take such a backbone, or is not installed.
 
 from __future__ import annotations
 
+import math
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,15 @@ from torch import Tensor, nn
 
 from ssl_pretrain.artefact import TOLERANCE
 from ssl_pretrain.backbones import InputSpec
+from ssl_pretrain.errors import DataError
 
 __path__ = pkgutil.extend_path(__path__, __name__)
+
+
+STEPS = 2
+"""That a detector is trained for."""
+BOXES = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.5, 0.4, 0.9, 0.9]])
+"""Two objects to find meanwhile: left, top, right, bottom as shares of the image."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,26 @@ def probe(folder: Path, fed: InputSpec) -> Probe:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (fed.mean, fed.std))
     x_BCHW = tensors.pop("input")
     return Probe(x_BCHW, x_BCHW * std + mean, tensors)
+
+
+def trained(detector: nn.Module, loss: Callable[[], Tensor], rate: float = 1e-3) -> str:
+    """Trains a detector for `STEPS` steps of SGD; in words.
+
+    loss   the detector's own, of one image with the objects of `BOXES`
+
+    Raises `DataError` where a loss is not finite.
+    """
+    optimizer = torch.optim.SGD(detector.parameters(), lr=rate)
+    losses: list[float] = []
+    for _ in range(STEPS):
+        found = loss()
+        losses.append(float(found.detach()))
+        if not math.isfinite(losses[-1]):
+            raise DataError(f"the detector's loss is {losses[-1]} at step {len(losses) - 1}")
+        optimizer.zero_grad()
+        found.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return f"{STEPS} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
 
 
 def parts(network: nn.Module, inside: Iterable[nn.Module]) -> tuple[int, int, tuple[str, ...]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 import re
 from pathlib import Path
@@ -20,19 +19,16 @@ from torch import Tensor
 
 from ssl_pretrain.artefact import MapBackbone, load_backbone
 from ssl_pretrain.detectors import _maps
-from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.export import Arrived, Probe, parts, probe
+from ssl_pretrain.errors import UsageError
+from ssl_pretrain.export import BOXES, Arrived, Probe, parts, probe, trained
 from ssl_pretrain.files import write_durably
 
 WEIGHTS, CONFIG = "detectron2.pkl", "detectron2.yaml"
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
-"""Networks that Detectron2 has too; its ResNeXts differ from timm's."""
 BASE = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
 ABSENT = (
     "detectron2 is not installed, and has no package to install: build github.com/facebookresearch/detectron2 and "
     "give that environment by --python"
 )
-STEPS = 2
 
 
 def write(folder: Path) -> str:
@@ -41,7 +37,7 @@ def write(folder: Path) -> str:
     Raises `UsageError` for a backbone that no pyramid can be built on.
     """
     backbone = load_backbone(folder)
-    if not _is_theirs(backbone):
+    if not _maps.is_usual_resnet(backbone):
         _ = _maps.even_stride(backbone) if _maps.is_plain(backbone) else _maps.detector_levels(backbone)
         write_durably(folder / CONFIG, _registered(folder, backbone).encode())
         return _lines(folder, "from ssl_pretrain.detectors.detectron2 import add_config\n", "add_config(cfg)\n")
@@ -84,10 +80,6 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _is_theirs(backbone: MapBackbone) -> bool:
-    return backbone.card["family"] == "timm" and backbone.backbone.name in DEPTHS
-
-
 def _lines(folder: Path, imports: str = "", node: str = "") -> str:
     return f"""from detectron2 import model_zoo
 from detectron2.config import get_cfg
@@ -108,7 +100,7 @@ INPUT:
 
 
 def _resnet(folder: Path, backbone: MapBackbone) -> str:
-    depth = DEPTHS[backbone.backbone.name]
+    depth = _maps.RESNET_DEPTHS[backbone.backbone.name]
     width = 64 if depth < 50 else 256
     return f"""VERSION: 2
 MODEL:
@@ -149,7 +141,7 @@ def arrive(folder: Path) -> Arrived:
     except ModuleNotFoundError as error:
         raise UsageError(ABSENT) from error
     artefact = load_backbone(folder)
-    probed, native = probe(folder, artefact.input), _is_theirs(artefact)
+    probed, native = probe(folder, artefact.input), _maps.is_usual_resnet(artefact)
     cfg = _config(folder, native)
     detector, image_CHW = _detector(cfg, native, loaded=True), _read(cfg, probed)
     maps = _named_maps(detector, artefact, image_CHW)
@@ -219,22 +211,11 @@ def _named_maps(detector: Any, artefact: MapBackbone, image_CHW: Tensor) -> dict
 
 
 def _trained(detector: Any, image_CHW: Tensor) -> str:
-    """A few steps on one image with two boxes, in words. Raises `DataError` where a loss is not finite."""
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
     side = image_CHW.shape[-1]
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.5, 0.4, 0.9, 0.9]]) * side
-    truth = Instances((side, side), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(2, dtype=torch.long))
-    optimizer = torch.optim.SGD(detector.train().parameters(), lr=1e-3)
-    losses: list[float] = []
+    truth = Instances((side, side), gt_boxes=Boxes(BOXES * side), gt_classes=torch.zeros(2, dtype=torch.long))
+    detector.train()
     with EventStorage():
-        for _ in range(STEPS):
-            loss = sum(detector([{"image": image_CHW, "instances": truth}]).values())
-            if not math.isfinite(float(loss.detach())):
-                raise DataError(f"the detector's loss is {float(loss.detach())} at step {len(losses)}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    return f"{STEPS} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+        return trained(detector, lambda: sum(detector([{"image": image_CHW, "instances": truth}]).values()))

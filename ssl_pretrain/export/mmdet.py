@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,17 @@ from torch import Tensor
 from ssl_pretrain.artefact import TOLERANCE, MapBackbone, apart, load_backbone
 from ssl_pretrain.detectors import _maps
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.export import Arrived, Probe, parts, probe
+from ssl_pretrain.export import BOXES, Arrived, Probe, parts, probe, trained
 from ssl_pretrain.files import write_durably
 from ssl_pretrain.named import named
 
 WEIGHTS = "mmdet.pth"
 CONFIG = "mmdet_config.py"
 """Not `mmdet.py`, which Python would import for the package where it stands."""
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 BASE = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 """Of MMDetection's configs, one whose levels are those of the written config."""
 VERIFIED = "retinanet/retinanet_r50_fpn_1x_coco.py"
 """That which `arrive` builds: it needs no compiled operators in training."""
-STEPS = 2
 
 
 def write(folder: Path) -> str:
@@ -40,19 +37,17 @@ def write(folder: Path) -> str:
     Raises `UsageError` for a backbone that no pyramid can be built on.
     """
     backbone = load_backbone(folder)
-    if _is_theirs(backbone):
+    if _maps.is_usual_resnet(backbone):
         content = io.BytesIO()
         torch.save(backbone.backbone.weights(), content)
         write_durably(folder / WEIGHTS, content.getvalue())
-    write_durably(folder / CONFIG, (_resnet if _is_theirs(backbone) else _registered)(folder, backbone).encode())
+    write_durably(
+        folder / CONFIG, (_resnet if _maps.is_usual_resnet(backbone) else _registered)(folder, backbone).encode()
+    )
     return f"""from mmengine.config import Config
 cfg = Config.fromfile("configs/{BASE}")  # or another with a ResNet and an FPN
 cfg.merge_from_dict(Config.fromfile("{folder / CONFIG}").to_dict())
 # then Runner.from_cfg(cfg).train(): weights are loaded there, by init_weights"""
-
-
-def _is_theirs(backbone: MapBackbone) -> bool:
-    return backbone.card["family"] == "timm" and backbone.backbone.name in DEPTHS
 
 
 def _input(backbone: MapBackbone) -> str:
@@ -66,7 +61,7 @@ def _resnet(folder: Path, backbone: MapBackbone) -> str:
 model = dict(
 {_input(backbone)}
     backbone=dict(
-        depth={DEPTHS[backbone.backbone.name]},
+        depth={_maps.RESNET_DEPTHS[backbone.backbone.name]},
         style="pytorch",
         # Stock configs have 1 and True: the first layers, and BatchNorm's statistics, stay as pretraining left them.
         frozen_stages=-1,
@@ -168,26 +163,20 @@ def _named_maps(detector: Any, artefact: MapBackbone, probed: Probe) -> dict[str
 
 
 def _trained(detector: Any, probed: Probe) -> str:
-    """A few steps on one image with two boxes, in words. Raises `DataError` where a loss is not finite."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
     side = probed.rgb_BCHW.shape[-1]
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.5, 0.4, 0.9, 0.9]]) * side
-    optimizer = torch.optim.SGD(detector.train().parameters(), lr=1e-2)
-    losses: list[float] = []
-    for _ in range(STEPS):
+    detector.train()
+
+    def loss() -> Tensor:
         sample = DetDataSample(metainfo={"img_shape": (side, side), "scale_factor": (1.0, 1.0)})
-        sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(2, dtype=torch.long))
+        sample.gt_instances = InstanceData(bboxes=BOXES * side, labels=torch.zeros(2, dtype=torch.long))
         data = {"inputs": [255 * probed.rgb_BCHW[0].flip(0)], "data_samples": [sample]}
-        loss, _ = detector.parse_losses(detector(**detector.data_preprocessor(data, True), mode="loss"))
-        if not math.isfinite(float(loss.detach())):
-            raise DataError(f"the detector's loss is {float(loss.detach())} at step {len(losses)}")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return f"{STEPS} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+        found: Tensor = detector.parse_losses(detector(**detector.data_preprocessor(data, True), mode="loss"))[0]
+        return found
+
+    return trained(detector, loss, rate=1e-2)
 
 
 def _without_mmdet(folder: Path, artefact: MapBackbone, probed: Probe, snippet: Any, version: str) -> Arrived:
@@ -209,7 +198,7 @@ def _without_mmdet(folder: Path, artefact: MapBackbone, probed: Probe, snippet: 
     built.init_weights()
     control.init_weights()
     notes = ["mmdet is not installed: no detector was built or trained"]
-    if _is_theirs(artefact):
+    if _maps.is_usual_resnet(artefact):
         notes.append(_checkpoint(folder, artefact, probed))
     initialised, parameters, random = parts(built, [built.backbone])
     return Arrived(

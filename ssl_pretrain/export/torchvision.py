@@ -15,15 +15,13 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from ssl_pretrain.artefact import TOLERANCE, MapBackbone, apart, load_backbone
+from ssl_pretrain.detectors._maps import is_usual_resnet
 from ssl_pretrain.detectors.torchvision import PyramidBackbone, fpn
 from ssl_pretrain.errors import DataError
-from ssl_pretrain.export import Arrived, Probe, parts, probe
+from ssl_pretrain.export import BOXES, Arrived, Probe, parts, probe, trained
 from ssl_pretrain.files import write_durably
 
 OWN_FILE = "torchvision.safetensors"
-RESNETS = frozenset({"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"})
-"""Networks that are the same in timm and torchvision, tensor by tensor and by name."""
-STEPS = 2
 KINDS = {
     "P2-P6": (FasterRCNN, "", 'RetinaNet and FCOS: levels="P3-P7"'),
     "P3-P7": (RetinaNet, ', levels="P3-P7"', "FCOS alike; it has no map of stride 4, which Faster R-CNN begins with"),
@@ -45,7 +43,7 @@ from ssl_pretrain.detectors.torchvision import fpn
 backbone = fpn("{folder}"{argument})  # {others}
 # num_classes counts the background
 detector = {kind.__name__}(backbone, num_classes=2, image_mean=backbone.input.mean, image_std=backbone.input.std)"""
-    if not _is_torchvisions(backbone):
+    if not is_usual_resnet(backbone):
         return lines
     write_durably(folder / OWN_FILE, save_safetensors(backbone.backbone.weights(), metadata={"format": "pt"}))
     mean, std = list(backbone.input.mean), list(backbone.input.std)
@@ -71,7 +69,7 @@ def arrive(folder: Path) -> Arrived:
     maps = _maps(detector, probed)
     fresh = _maps(_detector(kind, fpn(folder, levels=levels, pretrained=False), probed), probed)
     notes = ["every layer that feeds a map is trainable, BatchNorm included"]
-    if _is_torchvisions(artefact) and (folder / OWN_FILE).is_file():
+    if is_usual_resnet(artefact) and (folder / OWN_FILE).is_file():
         notes.append(_own_file(folder, artefact, probed))
     initialised, parameters, random = parts(detector, [detector.backbone.body])
     return Arrived(
@@ -85,10 +83,6 @@ def arrive(folder: Path) -> Arrived:
         trained=_trained(detector, probed),
         notes=tuple(notes),
     )
-
-
-def _is_torchvisions(backbone: MapBackbone) -> bool:
-    return backbone.card["family"] == "timm" and backbone.backbone.name in RESNETS
 
 
 def _levels(backbone: MapBackbone) -> Literal["P2-P6", "P3-P7"]:
@@ -129,18 +123,7 @@ def _own_file(folder: Path, artefact: MapBackbone, probed: Probe) -> str:
 
 
 def _trained(detector: Any, probed: Probe) -> str:
-    """A few steps on one image with two boxes, in words. Raises `DataError` where a loss is not finite."""
-    side = probed.rgb_BCHW.shape[-1]
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.5, 0.4, 0.9, 0.9]]) * side
+    boxes = BOXES * probed.rgb_BCHW.shape[-1]
     targets = [{"boxes": boxes, "labels": torch.ones(2, dtype=torch.long)}]
-    optimizer = torch.optim.SGD(detector.train().parameters(), lr=1e-3)
-    losses: list[float] = []
-    for _ in range(STEPS):
-        loss = sum(detector(list(probed.rgb_BCHW), targets).values(), torch.zeros(()))
-        if not torch.isfinite(loss):
-            raise DataError(f"the detector's loss is {float(loss.detach())} at step {len(losses)}")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return f"{STEPS} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+    detector.train()
+    return trained(detector, lambda: sum(detector(list(probed.rgb_BCHW), targets).values(), torch.zeros(())))
