@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import ssl_pretrain
 from ssl_pretrain import artefact, rng
 from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import SslPretrainError, Stopped, UsageError
@@ -32,10 +31,12 @@ from ssl_pretrain.train.health import LOOK_EVERY, Diagnosis, Health, not_finite
 from ssl_pretrain.train.journal import Journal
 from ssl_pretrain.train.lock import locked
 from ssl_pretrain.train.online import OnlineProbe
+from ssl_pretrain.train.pace import Pace
 from ssl_pretrain.train.planning import planned
 from ssl_pretrain.train.recipe import Recipe, defaults, load
 from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.train.sync import synchronised
+from ssl_pretrain.train.watch import enough, first_views, look, origin
 from ssl_pretrain.views.engine import choose
 
 MAY_CHANGE = (
@@ -78,6 +79,8 @@ class Run:
     """Of a run that starts from given weights, on rank 0."""
     step: int = 0
     best: float = -1.0
+    stale: int = 0
+    """Probes since the best one."""
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -112,8 +115,10 @@ def pretrain(
         stop = stack.enter_context(StopFlag())  # not before: packing may just end, it is resumable
         journal = Journal(folder, run.step, run.steps, resolved.train.batch_size, console, fabric.is_global_zero)
         with journal:
-            if run.step < run.steps:
+            if run.step < run.steps and not enough(run):
                 _train(run, journal, stop)
+            if run.step < run.steps:
+                journal.say(f"ended at step {run.step} of {run.steps}: {run.stale} probes in a row were no better")
         fabric.barrier()
         return Result(folder, folder / "artefact", run.step, run.scores)
 
@@ -162,8 +167,9 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
     """The loop."""
     train, saved_at, skipped = run.recipe.train, time.monotonic(), 0
     checkpoints = Checkpoints(run.folder / "checkpoints")
+    pace = Pace(run.recipe.probe, run.feed.steps_per_epoch, run.steps, at_end=run.probe is not None)
     if run.step == 0:
-        _first_views(run, journal)
+        first_views(run, journal)
         run.health.look(0, run.checkup.often())  # what later features are compared with
     for step in range(run.step, run.steps):
         progress = step / run.steps
@@ -196,19 +202,15 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
             means = {name: _over_ranks(run.fabric, value) for name, value in losses.items()}
             journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
             ill = _examine(run, journal, means)
-        if run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0 or run.step == run.steps:
-            with journal.aside():
-                _label_free(run, journal)
-                if run.drift is not None:
-                    journal.record(run.step, run.drift(run.method.backbone), "drift")
-                _judge(run, journal)
+        look(run, journal, pace)
+        done = run.step == run.steps or enough(run)
         asked = _any_rank(run.fabric, stop)
         due = train.save_every_steps is not None and run.step % train.save_every_steps == 0
         late = time.monotonic() - saved_at > 60 * train.save_every_minutes
-        if run.fabric.is_global_zero and (asked or due or late or ill or run.step == run.steps):
+        if run.fabric.is_global_zero and (asked or due or late or ill or done):
             with journal.aside():
                 checkpoints.save(run.step, _state(run))
-                artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
+                artefact.write(run.folder / "artefact", run.method.backbone, origin(run))
             saved_at = time.monotonic()
         if ill:
             run.fabric.barrier()
@@ -217,6 +219,8 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
             run.fabric.barrier()  # launchers end the others when one leaves, and rank 0 may still be saving
             raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
                           "the same command continues")  # fmt: skip
+        if done:
+            break
 
 
 def _forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
@@ -270,44 +274,11 @@ def _examine(run: Run, journal: Journal, losses: Mapping[str, float]) -> Diagnos
     return run.health.fatal(found) if run.recipe.train.on_collapse == "stop" else None
 
 
-def _label_free(run: Run, journal: Journal) -> None:
-    """The figures for a choice without labels, from rank 0; without a probe not at an end that is not due."""
-    due = run.step % (run.recipe.probe.every_epochs * run.feed.steps_per_epoch) == 0
-    if run.fabric.is_global_zero and (due or run.probe is not None):
-        journal.record(run.step, run.checkup.seldom(), "health")
-
-
-def _judge(run: Run, journal: Journal) -> None:
-    """Probes the backbone on rank 0, and keeps the artefact of the best score."""
-    if run.probe is None:
-        return
-    run.scores = run.probe(run.method.backbone)
-    journal.probe(run.step, run.scores)
-    if run.scores["balanced_accuracy"] > run.best:
-        run.best = run.scores["balanced_accuracy"]
-        artefact.write(run.folder / "best", run.method.backbone, _origin(run))
-    _method_pictures(run, journal)
-
-
-def _first_views(run: Run, journal: Journal) -> None:
-    views = next(run.feed.views(0))
-    for name, crops_VBCSS in views.crops.items():
-        pictured = crops_VBCSS[:, :8].transpose(0, 1).flatten(0, 1)
-        journal.pictures(0, f"views/{name}", pictured, run.feed.fed, columns=max(2, crops_VBCSS.shape[0]))
-
-
-def _method_pictures(run: Run, journal: Journal) -> None:
-    run.method.eval()
-    with torch.no_grad():
-        for name, images in run.method.pictures(run.feed.draw(run.feed.ids(0)[:8], epoch=0)).items():
-            journal.pictures(run.step, name, images, run.feed.fed, columns=3)
-    run.method.train()
-
-
 def _state(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "best": run.best,
+        "stale": run.stale,
         "scores": dict(run.scores),
         "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -343,20 +314,8 @@ def _restore(run: Run) -> None:
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.best, run.scores = state["step"], state["best"], state["scores"]
-    if any(now[k] != before.get(k) for k in ("probe.data", "probe.size_px", "probe.point_px")):
-        run.best = -1.0  # scores of another probe are no measure
+    run.stale = state.get("stale", 0)
+    if any(now[k] != before.get(k) for k in ("probe.data", "probe.size_px", "probe.point_px", "probe.score")):
+        run.best, run.stale = -1.0, 0  # scores of another probe are no measure
     if run.fabric.is_global_zero:  # a crash may have come between the checkpoint and the artefact
-        artefact.write(run.folder / "artefact", run.method.backbone, _origin(run))
-
-
-def _origin(run: Run) -> dict[str, Any]:
-    return {
-        "method": run.recipe.method_name,
-        "step": run.step,
-        "images": len(run.pack),
-        "pack": run.pack.fingerprint,
-        "seed": run.recipe.top.seed,
-        "recipe": run.recipe.flat(),
-        "scores": dict(run.scores),
-        "version": ssl_pretrain.__version__,
-    }
+        artefact.write(run.folder / "artefact", run.method.backbone, origin(run))
