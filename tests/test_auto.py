@@ -155,12 +155,22 @@ def test_the_rate_is_that_of_the_optimizer_in_use() -> None:
 
 def test_a_convolutional_network_on_a_small_set_gets_adamw() -> None:
     small_set = values(Facts(370, 128, "convnet", steps=300))
-    assert (small_set["optimizer"], small_set["lr"], small_set["weight_decay"]) == ("adamw", 3.54e-4, 0.04)
+    assert (small_set["optimizer"], small_set["lr"], small_set["weight_decay"]) == ("adamw", 1.41e-3, 0.05)
     contrast = values(Facts(370, 128, "convnet", steps=300), "simclr")
     assert (contrast["optimizer"], contrast["lr"], contrast["weight_decay"]) == ("adamw", 1.41e-3, 0.05)
     large = values(Facts(20_001, 128, "convnet", steps=300))
     assert (large["optimizer"], large["lr"]) == ("sgd", 0.015)
     assert values(Facts(370, 128, "convnet", steps=300), "spark")["lr"] == 1.41e-4  # its paper's is AdamW
+
+
+def test_a_teacher_of_few_images_has_something_to_say() -> None:
+    """BatchNorm in a ResNet's head, and half of the colour jitter where there are prototypes."""
+    few, more = Facts(370, 64, "convnet"), Facts(510_000, 64, "convnet")
+    assert (values(few)["head_norm"], values(few)["color"]) == ("batch", 0.5)
+    assert (values(more)["head_norm"], values(more)["color"]) == ("none", 0.75)
+    assert values(Facts(370, 64, "vit"))["head_norm"] == "none"
+    assert values(Facts(370, 64, "vit"), "ibot")["color"] == 0.5
+    assert values(few, "simclr")["color"] == 1.0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,8 +214,8 @@ def test_auto_true_asks_for_all_that_is_not_named() -> None:
     recipe = load({**small("dino"), "auto": True})
     assert recipe.auto == {
         "train.warmup", "train.weight_decay", "train.weight_decay_end", "method.teacher_temperature",
-        "method.teacher_temperature_start", "method.teacher_temperature_warmup", "method.center_start",
-        "method.global_scale",
+        "method.teacher_temperature_start", "method.teacher_temperature_warmup", "method.center_start", "method.head_norm",
+        "method.color", "method.global_scale",
         "method.local_scale",
     }  # fmt: skip
     assert load({**small("dino"), "auto": True}, ["--train.weight_decay", "0.1"]).auto == recipe.auto - {
@@ -250,7 +260,8 @@ def test_a_run_writes_numbers_and_goes_on_with_them(
     written = yaml.safe_load(text)
     assert (written["method"]["prototypes"], written["method"]["momentum"]) == (1024, 0.98)
     assert written["train"]["lr"] == 8.84e-5  # 5e-4 sqrt(8 / 256): AdamW, as the recipe says, on a ResNet
-    assert [line.split("#")[1].strip() for line in text.splitlines() if "prototypes:" in line] == ["auto"]
+    (reason,) = (line.split("#")[1].strip() for line in text.splitlines() if "prototypes:" in line)
+    assert reason.startswith("auto: lightly-train's table")
     shown = console.export_text()
     assert "40 images of" in shown and "method.momentum" in shown and "50 steps of 2" in shown
     assert load(yaml.safe_load(text)).auto == frozenset()

@@ -21,17 +21,18 @@ CASES = (
     "byol/test_resnet", "byol/test_vit",
     "vicreg/test_resnet", "vicreg/test_vit",
     "distill/test_resnet", "distill/test_vit",
-    "ibot/test_vit", "dinov2/test_vit",
+    "dino-bn/test_resnet", "ibot/test_vit", "dinov2/test_vit",
     "densegeo/test_resnet", "densegeo/test_vit", "spark/test_resnet", "spark/test_convnext",
 )  # fmt: skip
 BATCH = 8
 
 
 def built(case: str) -> Method:
-    """In float64, from the same seed on every rank."""
+    """In float64, from the same seed on every rank; `-bn` asks for BatchNorm in the head."""
     name, backbone = case.split("/")
     torch.manual_seed(0)
-    config = methods.config_class(name)(**METHODS[name])
+    name, _, norm = name.partition("-")
+    config = methods.config_class(name)(**METHODS[name], **({"head_norm": "batch"} if norm else {}))
     plain = {"img_size": config.views()[0].size_px, "patch_size": VIT["patch_size"], "pool": config.vit().pool}
     made = backbones.create(backbone, **(plain if backbones.maskable(backbone) else {}))
     return methods.create(config, made).double()

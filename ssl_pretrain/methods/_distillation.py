@@ -22,6 +22,7 @@ from ssl_pretrain.methods import MethodConfig, exact
 from ssl_pretrain.views import ViewSpec
 
 CentreStart = Literal["zero", "batch"]
+HeadNorm = Literal["none", "batch"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -70,13 +71,15 @@ def photo_crop(
 
 
 def heads(
-    dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, norm_last_layer: bool
+    dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, norm_last_layer: bool, norm: HeadNorm = "none"
 ) -> tuple[DINOProjectionHead, DINOProjectionHead]:
     """The student's projection head and the teacher's, which begins as the same and is not trained."""
     with warnings.catch_warnings():  # lightly builds it with torch's older weight norm, which cannot be deep-copied
         warnings.simplefilter("ignore", FutureWarning)
         student, teacher = (
-            DINOProjectionHead(dim, hidden_dim, bottleneck_dim, prototypes, norm_last_layer=norm_last_layer)
+            DINOProjectionHead(
+                dim, hidden_dim, bottleneck_dim, prototypes, norm == "batch", norm_last_layer=norm_last_layer
+            )
             for _ in range(2)
         )
     teacher.load_state_dict(student.state_dict())

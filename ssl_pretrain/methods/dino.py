@@ -20,6 +20,7 @@ from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefa
 from ssl_pretrain.methods._distillation import (
     BatchMean,
     CentreStart,
+    HeadNorm,
     centred,
     check,
     clip_each,
@@ -59,6 +60,9 @@ class Config(MethodConfig):
     """Width of the L2-normalised layer before the prototypes."""
     norm_last_layer: bool = True
     """Keeps the prototypes at unit length."""
+    head_norm: HeadNorm = "none"
+    """BatchNorm in the head's hidden layers (the authors' use_bn_in_head): for convolutional networks on few images,
+    whose features are so alike at first that the teacher would say the same of all."""
     student_temperature: float = 0.1
     """Of the student's softmax."""
     teacher_temperature: float = 0.04
@@ -110,7 +114,7 @@ class DINO(Method):
         self.config = config
         c = config
         student_head, teacher_head = heads(
-            backbone.dim, c.hidden_dim, c.bottleneck_dim, c.prototypes, c.norm_last_layer
+            backbone.dim, c.hidden_dim, c.bottleneck_dim, c.prototypes, c.norm_last_layer, c.head_norm
         )
         self.student, self.student_head = backbone, student_head
         self.backbone, self.teacher_head = teacher_of(backbone), teacher_head

@@ -95,11 +95,20 @@ def planned(recipe: Recipe, pack: Pack, folder: Path, ranks: int, cache: Path, c
     before = _of_run(folder, recipe)
     if before is not None:
         console.print(f"auto: {len(before)} values are those of the run in {escape(str(folder))}", highlight=False)
-        return recipe.settled(before)
+        return recipe.settled(before, {key: said for key, said in _reasons(folder).items() if key in before})
     facts = gather(recipe, pack, ranks, cache)
     choices = plan(facts, recipe.method, sorted(recipe.auto))
     console.print(table(facts, choices, recipe))
-    return recipe.settled({key: choice.value for key, choice in choices.items()})
+    values = {key: choice.value for key, choice in choices.items()}
+    return recipe.settled(values, {key: f"{WORD}: {choice.reason}" for key, choice in choices.items()})
+
+
+def _reasons(folder: Path) -> dict[str, str]:
+    """Where the run in this folder says that its auto values came from; its images may be others by now."""
+    from ssl_pretrain.train.recipe import written  # which imports this module
+
+    lines = written((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return {key: origin for key, _, origin in lines if origin.partition(":")[0] == WORD}
 
 
 def _of_run(folder: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -146,6 +146,14 @@ class ProbeSection:
     """A labelled set, or `synthetic:N`; null trains without a probe."""
     every_epochs: int = 10
     """Epochs between two probes; the last step is always probed."""
+    every_minutes: float | None = None
+    """Minutes between two probes instead; null goes by epochs."""
+    max_share: float = 0.03
+    """Largest share of the time for probes, a first minute aside; what would take more is put off."""
+    score: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
+    """By which `best/` is chosen."""
+    patience: int | None = None
+    """Probes in a row without a better score that end the run; null trains to the end."""
     size_px: int | None = None
     """Side to which objects are resized; null takes the backbone's input size."""
     point_px: int = 80
@@ -168,7 +176,7 @@ class Recipe:
     train: TrainSection
     probe: ProbeSection
     origin: Mapping[str, str] = field(compare=False)
-    """Where each value came from: `recipe`, `command line`, `auto` or `default`."""
+    """Where each value came from: `recipe`, `command line`, `default`, or `auto: ` and why."""
     auto: frozenset[str] = frozenset()
     """Dotted keys whose values wait for the images (`planning.planned`); until then they have their defaults."""
 
@@ -233,13 +241,14 @@ class Recipe:
         values = config.flat(sections)
         return {"method.name": self.method_name, **values, **dict.fromkeys(sorted(self.auto), "auto")}
 
-    def settled(self, values: Mapping[str, Any]) -> Recipe:
-        """With these values for the keys that were auto."""
+    def settled(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Recipe:
+        """With these values for the keys that were auto, and where each came from, in words."""
         parts = {}
         for name in ("train", "method"):
             mine = {k.partition(".")[2]: v for k, v in values.items() if k.partition(".")[0] == name}
             parts[name] = dataclasses.replace(vars(self)[name], **mine)
-        found = dataclasses.replace(self, auto=self.auto.difference(values), **parts)
+        left = self.auto.difference(values)
+        found = dataclasses.replace(self, auto=left, origin={**self.origin, **origin}, **parts)
         _check(found)
         return found
 
@@ -284,6 +293,39 @@ def load(source: Path | Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
     recipe = Recipe(top=built[""], method_name=str(name), origin=origin, auto=auto, **parts)
     _check(recipe)
     return recipe
+
+
+def written(text: str) -> list[tuple[str, str, str]]:
+    r"""Dotted key, value and origin of each line of a `recipe.yaml`, all as they are written there.
+
+    YAML itself drops the comments in which the origins stand. A section's own line has no value; `UsageError` for a
+    text that is no mapping.
+
+    >>> written("seed: 3\ntrain:\n  lr: 0.1  # auto: why")
+    [('seed', '3', ''), ('train', '', ''), ('train.lr', '0.1', 'auto: why')]
+    """
+    lines, found = text.splitlines(), []
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError("a recipe is a mapping of keys and values, such as `seed: 0`")
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            if isinstance(value, yaml.MappingNode) and not value.flow_style:
+                found.append((name, "", ""))
+                walk(value, f"{name}.")
+                continue
+            # What stands in several lines is shown in one, without comments.
+            start, end = value.start_mark, value.end_mark
+            rest = lines[end.line][end.column :].strip() if end.line < len(lines) else ""
+            words = " ".join(text[start.index : end.index].split())
+            found.append((name, words, rest[1:].strip() if rest.startswith("#") else ""))
+
+    try:
+        walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    except yaml.YAMLError as error:
+        raise UsageError(f"the recipe is no YAML: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def defaults(method: str) -> dict[str, Any]:
@@ -339,6 +381,17 @@ def _check_views(views: ViewsSection) -> None:
             raise UsageError(f"views.{key} is {value}: it must be at least 1")
 
 
+def _check_probe(probe: ProbeSection) -> None:
+    if probe.every_epochs < 1:
+        raise UsageError(f"probe.every_epochs is {probe.every_epochs}: it must be at least 1")
+    if probe.every_minutes is not None and probe.every_minutes <= 0:
+        raise UsageError(f"probe.every_minutes is {probe.every_minutes:g}: it must be above 0")
+    if not 0 < probe.max_share <= 1:
+        raise UsageError(f"probe.max_share is {probe.max_share:g}: it is a share above 0, at most 1")
+    if probe.patience is not None and (probe.patience < 1 or probe.data is None):
+        raise UsageError("probe.patience counts probes: it must be at least 1, and probe.data must be given")
+
+
 def _check(recipe: Recipe) -> None:
     """What can be seen to be impossible before any image is read."""
     train = recipe.train
@@ -356,8 +409,7 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f"train.layer_decay is {train.layer_decay}: it is above 0, and at most 1")
     if recipe.top.seed < 0:
         raise UsageError(f"seed is {recipe.top.seed}: it must be 0 or more")
-    if recipe.probe.every_epochs < 1:
-        raise UsageError(f"probe.every_epochs is {recipe.probe.every_epochs}: it must be at least 1")
+    _check_probe(recipe.probe)
     if train.optimizer == "lars" and train.weight_decay == 0:
         raise UsageError("train.weight_decay 0 would switch off the scaling of LARS; use 1e-6 or sgd")
     if train.residency == "gpu" and train.accelerator == "cpu":
