@@ -164,11 +164,11 @@ def test_a_convolutional_network_on_a_small_set_gets_adamw() -> None:
 
 
 def test_a_teacher_of_few_images_has_something_to_say() -> None:
-    """BatchNorm in a ResNet's head, and half of the colour jitter where there are prototypes."""
+    """BatchNorm in the head, and half of the colour jitter where there are prototypes."""
     few, more = Facts(370, 64, "convnet"), Facts(510_000, 64, "convnet")
     assert (values(few)["head_norm"], values(few)["color"]) == ("batch", 0.5)
     assert (values(more)["head_norm"], values(more)["color"]) == ("none", 0.75)
-    assert values(Facts(370, 64, "vit"))["head_norm"] == "none"
+    assert values(Facts(370, 64, "vit"), "ibot")["head_norm"] == "batch"
     assert values(Facts(370, 64, "vit"), "ibot")["color"] == 0.5
     assert values(few, "simclr")["color"] == 1.0
 

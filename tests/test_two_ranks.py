@@ -21,7 +21,7 @@ CASES = (
     "byol/test_resnet", "byol/test_vit",
     "vicreg/test_resnet", "vicreg/test_vit",
     "distill/test_resnet", "distill/test_vit",
-    "dino-bn/test_resnet", "ibot/test_vit", "dinov2/test_vit",
+    "dino-bn/test_resnet", "ibot/test_vit", "ibot-bn/test_vit", "dinov2/test_vit",
     "densegeo/test_resnet", "densegeo/test_vit", "spark/test_resnet", "spark/test_convnext",
 )  # fmt: skip
 BATCH = 8

@@ -61,8 +61,8 @@ class Config(MethodConfig):
     norm_last_layer: bool = True
     """Keeps the prototypes at unit length."""
     head_norm: HeadNorm = "none"
-    """BatchNorm in the head's hidden layers (the authors' use_bn_in_head): for convolutional networks on few images,
-    whose features are so alike at first that the teacher would say the same of all."""
+    """BatchNorm in the head's hidden layers (the authors' use_bn_in_head), for few images: a young network's features
+    are so alike that the teacher would say the same of all."""
     student_temperature: float = 0.1
     """Of the student's softmax."""
     teacher_temperature: float = 0.04

@@ -20,6 +20,7 @@ from ssl_pretrain.methods import Method, MethodConfig, OptimSpec, Views, ViTDefa
 from ssl_pretrain.methods._distillation import (
     BatchMean,
     CentreStart,
+    HeadNorm,
     centred,
     check,
     clip_each,
@@ -79,6 +80,10 @@ class Config(MethodConfig):
     """Width of the L2-normalised layer before the prototypes."""
     norm_last_layer: bool = False
     """Keeps the prototypes at unit length. The authors do so for ViT-B only; it is the more stable choice."""
+    head_norm: HeadNorm = "none"
+    """BatchNorm in the heads' hidden layers, for few images: a young network's features are so alike that the teacher
+    would say the same of all. It sees all patches, so the student's head then reads all and not the masked ones only.
+    """
     student_temperature: float = 0.1
     """Of the student's softmax, for class tokens and patches."""
     teacher_temperature: float = 0.07
@@ -135,7 +140,7 @@ class IBOT(Method):
         vit, c = plain_vit("iBOT", backbone), config
         super().__init__()
         self.config = config
-        sizes = vit.dim, c.hidden_dim, c.bottleneck_dim, c.prototypes, c.norm_last_layer
+        sizes = vit.dim, c.hidden_dim, c.bottleneck_dim, c.prototypes, c.norm_last_layer, c.head_norm
         pairs = [heads(*sizes) for _ in range(1 if c.shared_head else 2)]
         # The first is for class tokens and the last for patches: one and the same where it is shared.
         self.student, self.student_heads = vit, nn.ModuleList(student for student, _ in pairs)
@@ -152,10 +157,11 @@ class IBOT(Method):
         with torch.no_grad():
             seen_CTD = all_tokens(self.backbone, global_CCHW)
             teacher_GBK = self.teacher_heads[0](seen_CTD[:, 0]).unflatten(0, (2, -1))
-            teacher_CNK = self.teacher_heads[-1](seen_CTD[:, prefix:])
+            patches_CND = seen_CTD[:, prefix:]
+            teacher_CNK = self.teacher_heads[-1](patches_CND.flatten(0, 1)).unflatten(0, patches_CND.shape[:2])
         masks = Masks.draw(views.key_B2, global_CCHW, self.backbone.patch_px, c.mask_probability, c.mask_ratio)
         seen_CTD = self.student.masked(global_CCHW, masks.mask_CN, self.mask_token[0])
-        student_MK = self.student_heads[-1](masks.of(seen_CTD[:, prefix:]))
+        student_MK = self._of_masked(seen_CTD[:, prefix:], masks)
         student_VBK = self.student_heads[0](seen_CTD[:, 0]).unflatten(0, (2, -1))
         if "local" in views.crops:
             local_VBCHW = views.crops["local"]
@@ -176,6 +182,15 @@ class IBOT(Method):
             **entropies("teacher", teacher_GBK.flatten(0, 1)),
             **entropies("patch", teacher_MK),
         }
+
+    def _of_masked(self, patches_CND: Tensor, masks: Masks) -> Tensor:
+        """The student's scores (M, K) of masked patches."""
+        head = self.student_heads[-1]
+        if self.config.head_norm == "none":
+            scores_MK: Tensor = head(masks.of(patches_CND))
+            return scores_MK
+        # BatchNorm over all, as the teacher's is: masked ones may be none, and their number differs between ranks.
+        return masks.of(head(patches_CND.flatten(0, 1)).unflatten(0, patches_CND.shape[:2]))
 
     def before_step(self, progress: float) -> None:
         """Clips each tensor by itself; holds the prototypes still at first."""

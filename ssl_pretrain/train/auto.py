@@ -240,11 +240,11 @@ def centre(case: _Case, key: str) -> Choice:
 
 
 def head_norm(case: _Case, key: str) -> Choice:
-    """BatchNorm for a convolutional network on a small set."""
+    """BatchNorm on a small set."""
     paper = case.paper(key)
-    if case.facts.family == "vit" or case.size() > 0:
+    if case.size() > 0:
         return Choice(paper, "the paper's")
-    return Choice("batch", "features of a young ResNet are so alike that without it a teacher says the same of all")
+    return Choice("batch", "a young network's features are so alike that without it the teacher says the same of all")
 
 
 def colour(case: _Case, key: str) -> Choice:
