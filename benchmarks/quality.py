@@ -4,15 +4,18 @@
     python benchmarks/quality.py --quick        # minutes on drawn fields, to see that it runs; its figures say nothing
 
 `lightly` is the loop of lightly's examples with its transforms, DataLoader, heads, losses and constants; `paper` is our
-method with the paper's, `auto` is `auto: true`. Only the sides of the views are set, alike for all. What is probed is
-what a run leaves behind (DINO's teacher), by k-NN on labelled objects, each image against all others; intervals are
-over images, and so know nothing of seeds: their spread stands beside. Runs that are finished are not repeated.
+method with the paper's, `auto` is `auto: true`. Only the sides of the views are set, alike for all. `random` is the
+network as it starts, with BatchNorm statistics of the objects: those alone are worth seven points of a ResNet-18. What
+is probed is what a run leaves behind (DINO's teacher), by k-NN on labelled objects, each image against all others;
+intervals are over images, of differences over the same images, and so know nothing of seeds: their spread stands
+beside. Runs that are finished are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import platform
@@ -46,9 +49,13 @@ from ssl_pretrain.artefact import resolve
 from ssl_pretrain.backbones import Backbone, create
 from ssl_pretrain.data import readers, sources
 from ssl_pretrain.errors import SslPretrainError
-from ssl_pretrain.probe.knn import score
-from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out, pooled_maps
+from ssl_pretrain.probe import knn
+from ssl_pretrain.probe.baselines import settled
+from ssl_pretrain.probe.features import embed, pooled_maps
+from ssl_pretrain.probe.objects import Objects, cut, leave_one_out
+from ssl_pretrain.probe.statistics import paired, verdict
 
+KINDS = "random", "lightly", "paper", "auto"
 SIZE_PX, LOCAL_PX, LOCALS, POINT_PX = 64, 32, 4, 80
 RESNET, VIT = {"name": "resnet18"}, {"name": "vit_tiny_patch16_224", "patch_size": 8}
 MULTI_CROP = {"global_size_px": SIZE_PX, "local_size_px": LOCAL_PX, "local_count": LOCALS}
@@ -99,7 +106,7 @@ def main() -> None:
     given.count = len(LightlyDataset(str(folder)))
     for method in given.methods:
         for seed in range(given.seeds):
-            rows.append(row(method, "random", seed, 0.0, fresh(method, seed), objects))
+            rows.append(row(method, "random", seed, 0.0, settled(fresh(method, seed), objects.crops_NSSC), objects))
             for kind in (
                 ("lightly", "paper", "auto") if method in LIGHTLY and not given.window_px else ("paper", "auto")
             ):
@@ -109,21 +116,42 @@ def main() -> None:
                 rows.append(row(method, kind, seed, minutes, trained, objects))
                 console.print(f"{method}, {kind}, seed {seed}: {rows[-1]['balanced_accuracy']['value']:.3f}")
     console.print(table(rows, given))
+    for line in (compared := differences(rows)):
+        console.print(line, highlight=False)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {torch.__version__}"
     console.print(f"{objects.source}; {machine}", highlight=False)
     if given.json:
+        plain = [{key: value for key, value in each.items() if key != "tallies"} for each in rows]
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
-        given.json.write_text(json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=2))
+        given.json.write_text(
+            json.dumps({"settings": settings, "machine": machine, "differences": compared, "rows": plain}, indent=2)
+        )
 
 
 def row(method: str, kind: str, seed: int, minutes: float, backbone: Backbone, objects: Objects) -> dict[str, Any]:
     """The scores of a backbone's features and, of a convolutional one, of its maps as a detector takes them."""
-    found = score(objects, embed(backbone, objects.crops_NSSC), f"{kind} {method}")
-    figures = {name: vars(vars(found)[name]) for name in ("accuracy", "balanced_accuracy")}
+    tallies = {"balanced_accuracy": knn.judge(objects, embed(backbone, objects.crops_NSSC)).tally}
+    found = tallies["balanced_accuracy"].intervals()
+    figures = {name: vars(found[name]) for name in ("accuracy", "balanced_accuracy")}
     if OURS[method][0] is RESNET:
-        of_maps = score(objects, embed(backbone, objects.crops_NSSC, of=pooled_maps), f"{kind} {method}")
-        figures["maps"] = vars(of_maps.balanced_accuracy)
-    return {"method": method, "kind": kind, "seed": seed, "minutes": minutes, **figures}
+        tallies["maps"] = knn.judge(objects, embed(backbone, objects.crops_NSSC, of=pooled_maps)).tally
+        figures["maps"] = vars(tallies["maps"].intervals()["balanced_accuracy"])
+    return {"method": method, "kind": kind, "seed": seed, "minutes": minutes, "tallies": tallies, **figures}
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Of each seed: every side against every other one of its method, over the same images."""
+    found = []
+    for mine, other in itertools.permutations(rows, 2):
+        order = [KINDS.index(each["kind"]) for each in (mine, other)]
+        if (mine["method"], mine["seed"]) != (other["method"], other["seed"]) or order[0] <= order[1]:
+            continue
+        for figure, tally in mine["tallies"].items():
+            apart = paired(tally, other["tallies"][figure])["balanced_accuracy"]
+            what = "balanced accuracy" + (" of the maps" if figure == "maps" else "")
+            sides = (f"{each['method']} {each['kind']}" for each in (mine, other))
+            found.append(f"seed {mine['seed']}: {verdict(apart, *sides, what)}")
+    return found
 
 
 def fresh(method: str, seed: int) -> Backbone:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
@@ -135,38 +135,167 @@ def pretrain(words: list[str], console: Console) -> None:
 
 
 def probe(words: list[str], console: Console) -> None:
-    """Says what a backbone's features are worth, by k-NN on labelled objects.
+    """Says what a backbone's features are worth on labelled objects, beside what they have to beat.
 
-    ssl-pretrain probe BACKBONE --data LABELLED [--leave-one-out] [--json F]
+    ssl-pretrain probe BACKBONE --data LABELLED [--protocol objects/v1] [--against BACKBONE ...] [--json F]
     BACKBONE is a run, an artefact, random:NAME, timm:NAME or pixels.
     """
-    from ssl_pretrain.artefact import resolve
-    from ssl_pretrain.data import readers, sources
-    from ssl_pretrain.probe import objects
-    from ssl_pretrain.probe.knn import knn_probe, table
-
     parser = _parser("probe", probe)
     parser.add_argument("backbone", type=str, help="a run, an artefact, random:NAME, timm:NAME or pixels")
     parser.add_argument("--data", type=str, required=True, help="class folders, Pascal VOC, points, or synthetic:N")
+    parser.add_argument("--protocol", type=str, default="objects/v1", help="objects/v1, objects-knn/v0, dino-knn, ...")
+    parser.add_argument(
+        "--against",
+        type=str,
+        nargs="+",
+        default=["baselines"],
+        help="what it is compared with: backbones, none, or baselines: pixels, the same network untrained, and "
+        "ImageNet's weights where they are on this machine",
+    )
     parser.add_argument(
         "--size-px", type=int | None, default=None, help="side of an object's crop; default: the input's"
     )
     parser.add_argument("--point-px", type=int, default=80, help="side of the square around a labelled point")
-    parser.add_argument("--leave-one-out", action="store_true", help="no split: each object against all other images")
-    parser.add_argument("--seed", type=int, default=0, help="of the split by image and of the bootstrap")
-    parser.add_argument("--json", type=Path | None, default=None, help="write the scores here")
+    parser.add_argument("--short-side-px", type=int, default=640, help="larger fields are shrunk to it for the maps")
+    parser.add_argument("--seed", type=int, default=0, help="of split, folds, draws and bootstrap")
+    parser.add_argument("--json", type=Path | None, default=None, help="write all numbers here")
     given = _parsed(parser, words)
+    from ssl_pretrain.data import readers, sources
+    from ssl_pretrain.probe import baselines, protocols
+
+    protocol = protocols.named_protocol(given.protocol)
     labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
-    console.print(labelled.found, highlight=False)
-    backbone = resolve(given.backbone, given.size_px)
-    size_px = backbone.input.size_px if given.size_px is None else given.size_px
-    parted = objects.cut(labelled, size_px, point_px=given.point_px, seed=given.seed)
-    score = knn_probe(backbone, objects.leave_one_out(parted) if given.leave_one_out else parted, seed=given.seed)
-    console.print(table(score))
+    backbones = baselines.chosen(given.backbone, given.against, given.size_px)
+    size_px = next(iter(backbones.values())).input.size_px if given.size_px is None else given.size_px
+    with console.status("cutting the objects") as status:
+        found = protocols.ask(
+            protocol, backbones, labelled, size_px=size_px, point_px=given.point_px, short_side_px=given.short_side_px,
+            seed=given.seed, say=status.update,
+        )  # fmt: skip
+    console.print(protocols.table(found))
     if given.json is not None:
         from ssl_pretrain.files import write_durably
 
-        write_durably(given.json, json.dumps(score.to_json(), indent=2).encode())
+        write_durably(given.json, json.dumps(found.to_json(), indent=2).encode())
+
+
+def compare(words: list[str], console: Console) -> None:
+    """Says whether a backbone helps a detector: the same one, fine-tuned from it and from others.
+
+    ssl-pretrain compare BACKBONE --data LABELLED --out DIR [--against random imagenet ARTEFACT...] [--json F]
+    """
+    from ssl_pretrain.compare import Settings
+
+    usual = Settings()
+    parser = _parser("compare", compare)
+    parser.add_argument("backbone", type=Path, help="a run or an artefact")
+    parser.add_argument("--data", type=str, required=True, help="Pascal VOC, points, or synthetic:N")
+    parser.add_argument("--out", type=Path, required=True, help="results, one a run; the same command goes on there")
+    parser.add_argument(
+        "--against", type=str, nargs="+", default=["random", "imagenet"], help="and folders of other artefacts or runs"
+    )
+    parser.add_argument("--detector", type=str, default=usual.detector, help="fasterrcnn or retinanet")
+    parser.add_argument("--fractions", type=float, nargs="+", default=list(usual.fractions), help="of the labels")
+    parser.add_argument("--seeds", type=int, default=usual.seeds, help="2 or more give an honest interval")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="of each run")
+    parser.add_argument("--batch-size", type=int, default=usual.batch_size, help="4 or more, for BatchNorm")
+    parser.add_argument("--short-side-px", type=int, default=usual.short_side_px, help="to which images are shrunk")
+    parser.add_argument("--lr", type=float, default=usual.lr, help="peak rate of AdamW")
+    parser.add_argument("--channels", type=int, default=usual.channels, help="of the pyramid; published ones have 256")
+    parser.add_argument("--point-px", type=int, default=usual.point_px, help="side of the square around a point")
+    parser.add_argument("--evaluations", type=int, default=usual.evaluations, help="points of the learning curve")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="the first seed, and of the split by image")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the comparison here too")
+    given = _parsed(parser, words)
+    from ssl_pretrain.compare import drawing
+    from ssl_pretrain.compare.judging import installed
+    from ssl_pretrain.compare.running import compare as run
+    from ssl_pretrain.data import readers, sources
+
+    settings = Settings(
+        detector=given.detector,
+        fractions=tuple(given.fractions),
+        seeds=given.seeds,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        short_side_px=given.short_side_px,
+        lr=given.lr,
+        channels=given.channels,
+        point_px=given.point_px,
+        evaluations=given.evaluations,
+        seed=given.seed,
+    )
+    installed()
+    labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
+    console.print(labelled.found, highlight=False)
+    found = run(given.backbone, labelled, given.out, settings, console, against=given.against)
+    console.print(drawing.table(found))
+    console.print(str(drawing.draw(found, given.out / "comparison.png")), highlight=False, markup=False)
+    if given.json is not None:
+        from ssl_pretrain.files import write_durably
+
+        write_durably(given.json, json.dumps(found.to_json(), indent=2).encode())
+
+
+def embed(words: list[str], console: Console) -> None:
+    """Writes features of images or objects, finds what is alike, and says what to label next.
+
+    ssl-pretrain embed BACKBONE --data D --out F [--of images|objects] [--like IMAGE | --select N [--labelled D]]
+    """
+    parser = _parser("embed", embed)
+    parser.add_argument("backbone", type=str, help="a run, an artefact, random:NAME, timm:NAME or pixels")
+    parser.add_argument("--data", type=str, required=True, help="a pack, a folder of images, or synthetic:N")
+    parser.add_argument("--out", type=Path, required=True, help="a .npz or .parquet, or a folder for the projector")
+    parser.add_argument("--of", type=Literal["images", "objects"], default="images", help="objects: data has labels")
+    parser.add_argument("--size-px", type=int | None, default=None, help="what the backbone is fed; default: its input")
+    parser.add_argument("--window-px", type=int | None, default=None, help="of images; default: their short side")
+    parser.add_argument("--point-px", type=int, default=80, help="side of the square around a labelled point")
+    parser.add_argument("--like", type=Path | None, default=None, help="an image: prints what is most like it")
+    parser.add_argument("--nearest", type=int, default=9, help="how many of these")
+    parser.add_argument("--select", type=int | None, default=None, help="how many to label next, farthest first")
+    parser.add_argument("--labelled", type=str | None, default=None, help="what is labelled already, for --select")
+    parser.add_argument("--list", type=Path | None, default=None, help="write the names of what was found here")
+    parser.add_argument("--sheet", type=Path | None, default=None, help="and a PNG of it here")
+    given = _parsed(parser, words)
+    if given.like is not None and given.select is not None:
+        raise UsageError("--like and --select are two questions: ask one at a time")
+    if given.like is None and given.select is None and (given.list or given.sheet):
+        raise UsageError("--list and --sheet show what --like or --select found: give one of these")
+    if given.labelled is not None and given.select is None:
+        raise UsageError("--labelled is for --select N")
+    if given.nearest < 1 or (given.select is not None and given.select < 1):
+        raise UsageError("--nearest and --select are 1 or more")
+    import torch
+
+    from ssl_pretrain import embedding, embedding_files
+    from ssl_pretrain.artefact import resolve
+    from ssl_pretrain.data import sources
+    from ssl_pretrain.files import write_durably
+
+    embedding_files.check(given.out)
+    backbone = resolve(given.backbone, given.size_px).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def made_of(data: str) -> embedding.Embedding:
+        where = sources.folder(data, Path("runs/cache"))
+        if given.of == "objects":
+            return embedding.embed_objects(backbone, where, size_px=given.size_px, point_px=given.point_px)
+        return embedding.embed_images(backbone, where, size_px=given.size_px, window_px=given.window_px)
+
+    made = made_of(given.data)
+    for line in made.problems:
+        console.print(f"note: {line}", highlight=False, markup=False)
+    console.print(embedding_files.write(made, given.out), highlight=False, markup=False)
+    if given.like is not None:
+        picked = embedding.like(backbone, made, given.like, given.nearest, window_px=given.window_px)
+    elif given.select is not None:
+        picked = embedding.select(made, given.select, made_of(given.labelled) if given.labelled else None)
+    else:
+        return
+    console.print(embedding_files.table(made, picked))
+    if given.list is not None:
+        write_durably(given.list, embedding_files.names(made, picked))
+    if given.sheet is not None:
+        write_durably(given.sheet, embedding_files.sheet(made, picked))
 
 
 def export(words: list[str], console: Console) -> None:
@@ -229,6 +358,8 @@ VERBS: dict[str, Callable[[list[str], Console], None]] = {
     "preview": preview,
     "pretrain": pretrain,
     "probe": probe,
+    "compare": compare,
+    "embed": embed,
     "export": export,
     "report": report,
 }

@@ -214,9 +214,8 @@ def test_auto_true_asks_for_all_that_is_not_named() -> None:
     recipe = load({**small("dino"), "auto": True})
     assert recipe.auto == {
         "train.warmup", "train.weight_decay", "train.weight_decay_end", "method.teacher_temperature",
-        "method.teacher_temperature_start", "method.teacher_temperature_warmup", "method.center_start", "method.head_norm",
-        "method.color", "method.global_scale",
-        "method.local_scale",
+        "method.teacher_temperature_start", "method.teacher_temperature_warmup", "method.center_start",
+        "method.head_norm", "method.color", "method.global_scale", "method.local_scale",
     }  # fmt: skip
     assert load({**small("dino"), "auto": True}, ["--train.weight_decay", "0.1"]).auto == recipe.auto - {
         "train.weight_decay", "train.weight_decay_end",

@@ -59,7 +59,7 @@ def test_minutes_win_over_epochs() -> None:
 
 def test_what_is_too_dear_is_put_off_and_not_left_out() -> None:
     """Probes of 50 s each after 100 steps of 1 s: one is free; the next two may begin when 3 % are 40 s and 90 s."""
-    pace, steps = probed(ProbeSection(every_epochs=10), steps=5000, step_s=1, probe_s=50)
+    _, steps = probed(ProbeSection(every_epochs=10), steps=5000, step_s=1, probe_s=50)
     assert steps[0] == 100
     assert steps[1] == pytest.approx((2 * 50 - FREE_S) / 0.03 - 50, abs=1)
     assert steps[2] == pytest.approx((3 * 50 - FREE_S) / 0.03 - 100, abs=1)
@@ -166,5 +166,3 @@ def test_two_processes_end_early_together(pack: Pack, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "a" / "artefact" / "config.json").read_text())["ssl_pretrain"]["step"] == 10
-
-

@@ -76,11 +76,11 @@ def test_the_default_picture_lies_here_and_a_pack_will_do(
 def test_rotated_crops_are_drawn_where_they_lie(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_report import QUIET
 
-    from ssl_pretrain.report.pictures import _Run
+    from ssl_pretrain.report.folder import RunFolder
 
     monkeypatch.chdir(place)
     recipe = load(place / "simclr.yaml", ["--train.batch_size", "4"])
-    feed = _Run(place / "run", recipe, QUIET).feed
+    feed = RunFolder(place / "run", recipe, QUIET).feed
     ids = feed.ids(0)[:2]
     tiles = sheet.tiles(feed, ids)
     for rotate_p in (0.0, 1.0):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightly.utils.benchmarking.knn import knn_predict
 from PIL import Image
 from rich.console import Console
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
+from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -21,8 +21,9 @@ from ssl_pretrain.backbones import Backbone, InputSpec, create
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet, read
 from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
 from ssl_pretrain.probe import knn
-from ssl_pretrain.probe.knn import bootstrap, counts, figures, knn_probe, neighbours, score, table, vote
+from ssl_pretrain.probe.knn import knn_probe, neighbours, score, table, vote
 from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out
+from ssl_pretrain.probe.statistics import bootstrap, counts
 
 DATA = Path(os.environ.get("SSL_PRETRAIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 APART = np.arange(1000, 2000)
@@ -154,78 +155,6 @@ def test_the_gpu_search_is_the_same_search():
     theirs = knn._search_faiss(bank_z, query_z, 9, torch.device("cpu"))
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
     np.testing.assert_array_equal(ours[1], theirs[1])
-
-
-# --- the figures and their intervals ----------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_figures_equal_sklearn(seed):
-    draw = np.random.default_rng(seed)
-    true_Q = draw.integers(6, size=50) // draw.integers(1, 3)  # at times only the lower half of the classes
-    predicted_Q = np.where(draw.random(50) < 0.6, true_Q, draw.integers(6, size=50))
-    ours = figures(counts(true_Q, predicted_Q, np.zeros(50, int), 8)[0])
-    assert ours[0] == pytest.approx((true_Q == predicted_Q).mean())
-    assert ours[2] == pytest.approx(f1_score(true_Q, predicted_Q, average="macro", zero_division=0))
-    # sklearn warns, but rightly leaves it out, when a class was predicted that no query has
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        assert ours[1] == pytest.approx(balanced_accuracy_score(true_Q, predicted_Q))
-
-
-def predictions(images, objects_each, share=0.7, clustered=False, seed=0):
-    """True and predicted labels and images; errors at random, or whole images at a time."""
-    draw = np.random.default_rng(seed)
-    image_Q = np.repeat(np.arange(images), objects_each)
-    true_Q = draw.integers(3, size=len(image_Q))
-    hit_Q = (draw.random(images) < share)[image_Q] if clustered else draw.random(len(image_Q)) < share
-    return true_Q, np.where(hit_Q, true_Q, (true_Q + 1) % 3), image_Q
-
-
-def widths(true_Q, predicted_Q, unit_Q):
-    intervals = bootstrap(counts(true_Q, predicted_Q, unit_Q, 3), 1000, 0)
-    assert all(x.low <= x.value <= x.high for x in intervals)
-    return np.array([x.high - x.low for x in intervals])
-
-
-def test_interval_of_a_perfect_prediction():
-    true_Q, _, image_Q = predictions(20, 5)
-    assert {(x.value, x.low, x.high) for x in bootstrap(counts(true_Q, true_Q, image_Q, 3), 200, 0)} == {
-        (1.0, 1.0, 1.0)
-    }
-
-
-def test_interval_is_wider_with_fewer_images_and_with_clustered_errors():
-    many, few = widths(*predictions(200, 10)), widths(*predictions(20, 10))
-    assert (few > 2 * many).all()
-    # 200 objects at random: about 1.96 * 2 * sqrt(.7 * .3 / 200)
-    assert few[0] == pytest.approx(0.127, abs=0.04)
-    true_Q, predicted_Q, image_Q = predictions(40, 20, clustered=True)
-    by_image, by_object = widths(true_Q, predicted_Q, image_Q), widths(true_Q, predicted_Q, np.arange(800))
-    assert (by_image > 2.5 * by_object).all()  # sqrt(20) = 4.5 for perfectly clustered errors
-
-
-def test_bootstrap_equals_resampling_the_images_one_by_one():
-    true_Q, predicted_Q, image_Q = predictions(12, 6)
-    times_RU = np.concatenate(list(knn._resamples(12, 50, 3)))
-    assert times_RU.shape == (50, 12) and (times_RU.sum(axis=1) == 12).all()
-    rounds = []
-    for times_U in times_RU.astype(int):
-        drawn = np.concatenate([np.flatnonzero(image_Q == u) for u, times in enumerate(times_U) for _ in range(times)])
-        t, p = true_Q[drawn], predicted_Q[drawn]
-        rounds.append([(t == p).mean(), balanced_accuracy_score(t, p), f1_score(t, p, average="macro")])
-    low, high = np.percentile(rounds, [2.5, 97.5], axis=0)
-    for interval, a, b in zip(bootstrap(counts(true_Q, predicted_Q, image_Q, 3), 50, 3), low, high, strict=True):
-        assert (interval.low, interval.high) == (pytest.approx(a), pytest.approx(b))
-
-
-def test_resampling_is_seeded_and_in_blocks(monkeypatch):
-    again = [np.concatenate(list(knn._resamples(30, 40, seed))) for seed in (0, 0, 1)]
-    assert (again[0] == again[1]).all() and (again[0] != again[2]).any()
-    blocks = list(knn._resamples(1_500_000, 3, 0))
-    assert [len(block) for block in blocks] == [2, 1]
-    assert (blocks[0][0] != blocks[1][0]).any()
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,25 @@ from ssl_pretrain import pretrain
 from ssl_pretrain.cli import main
 from ssl_pretrain.errors import DataError, UsageError, WriteError
 from ssl_pretrain.probe.objects import Objects
-from ssl_pretrain.report import page, pictures, records, series, sheet
-from ssl_pretrain.report import recipe as recipe_of
-from ssl_pretrain.report.pictures import DPI, INKS, OTHER, QUERIES, SAME, choose, draw, frame_colour
+from ssl_pretrain.report import page, sheet
+from ssl_pretrain.report.folder import QUERIES, choose, opened, records, series, thinned
+from ssl_pretrain.report.pictures import draw
+from ssl_pretrain.report.sections import neighbours, views
+from ssl_pretrain.report.sections import recipe as recipe_section
+from ssl_pretrain.report.sections.neighbours import OTHER, SAME, frame_colour
+from ssl_pretrain.report.sheet import DPI, INKS
 from ssl_pretrain.views.plan import boxes, plan
 
 QUIET = Console(quiet=True)
+PICTURES = (
+    "views", "curves", "health", "neighbours", "confusion", "embedding", "maps", "attention", "reconstructions",
+)  # fmt: skip
+"""In the order of the page."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs of MAE, which has all four pictures."""
+    """Two epochs of MAE on a plain ViT, which has every section."""
     folder = tmp_path_factory.mktemp("runs") / "a <b> run"
     recipe = small("mae", batch_size=4, steps=4, log_every_steps=1)
     recipe |= {"data": "synthetic:8", "probe": {"data": "synthetic:6:1", "every_epochs": 1}}
@@ -61,14 +70,13 @@ def said(run: Path) -> str:
 # Pictures
 
 
-def test_a_run_has_four_pictures_and_a_page(run: Path, drawn: list[Path]) -> None:
-    names = ["views", "curves", "neighbours", "reconstructions"]
-    assert drawn == [*(run / "pictures" / f"{name}.png" for name in names), run / "report.html"]
+def test_a_run_has_its_pictures_and_a_page(run: Path, drawn: list[Path]) -> None:
+    assert drawn == [*(run / "pictures" / f"{name}.png" for name in PICTURES), run / "report.html"]
     for path in drawn[:-1]:
         with Image.open(path) as opened:
             assert opened.format == "PNG"
             pixels = np.asarray(opened.convert("RGB"))
-        assert 5 * DPI < pixels.shape[1] < 12 * DPI and 3 * DPI < pixels.shape[0] < 14 * DPI
+        assert 5 * DPI < pixels.shape[1] < 12 * DPI and 2 * DPI < pixels.shape[0] < 14 * DPI
         assert pixels.std() > 10, "an empty sheet"
         edge = np.concatenate([pixels[:2].ravel(), pixels[-2:].ravel(), pixels[:, :2].ravel(), pixels[:, -2:].ravel()])
         assert (edge == 255).all(), "something is cut off at the edge of the sheet"
@@ -80,8 +88,7 @@ def test_pictures_are_the_same_when_drawn_again(run: Path, drawn: list[Path]) ->
 
 
 def test_the_boxes_are_those_of_the_views_and_lie_in_the_window(run: Path) -> None:
-    whole = recipe_of(run)
-    feed = pictures._Run(run, whole, QUIET).feed
+    feed = opened(run, QUIET).feed
     ids = feed.ids(0)
     for window_px in (None, 100):
         feed.window_px = window_px
@@ -101,11 +108,12 @@ def test_the_boxes_are_those_of_the_views_and_lie_in_the_window(run: Path) -> No
 
 def test_a_view_that_shows_nothing_is_marked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def words() -> list[str]:
-        figure = pictures.views(pictures._Run(run, recipe_of(run), QUIET))
+        figure = views.section(opened(run, QUIET)).figure
+        assert figure is not None
         return [text.get_text() for axes in figure.axes for text in axes.texts]
 
     assert words() == ["1"] * 8  # the number of the one view, on 4 sources and 4 views
-    monkeypatch.setattr(pictures, "BLANK", 256.0)
+    monkeypatch.setattr(views, "BLANK", 256.0)
     assert words().count("nothing left") == 4
 
 
@@ -126,10 +134,10 @@ def test_frames_tell_the_same_class_from_another() -> None:
     assert len(set(INKS)) == len(INKS)
 
 
-def test_every_neighbour_has_the_frame_and_the_name_of_its_class(run: Path) -> None:
+def test_every_neighbour_has_the_frame_and_the_name_of_its_class() -> None:
     some = objects([0, 1, 0, 1, 1], [False, False, True, True, True], 2)
     near_QK = np.array([[2, 3, 4], [3, 2, -1]])
-    figure = pictures._neighbour_sheet(pictures._Run(run, recipe_of(run), QUIET), some, np.array([0, 1]), near_QK)
+    figure = neighbours.sheet("a run", some, np.array([0, 1]), near_QK)
     frames = [to_hex(axes.patches[0].get_edgecolor()) for axes in figure.axes]
     assert frames == ["#000000", SAME, OTHER, OTHER, "#000000", SAME, OTHER]
     words = [text.get_text() for text in figure.texts]
@@ -152,6 +160,13 @@ def test_queries_are_of_different_classes_that_the_bank_has() -> None:
         choose(objects([0, 1], [True, False], 2), QUERIES)
 
 
+def test_thinned_objects_keep_the_chosen_and_their_sides() -> None:
+    some = objects(list(range(10)), [i % 2 == 0 for i in range(10)], 10)
+    few = thinned(some, np.array([3, 7]), bank=2, queries=1)
+    assert few.label_N.tolist() == [3, 7, 1, 0, 8] and few.train_N.tolist() == [False, False, False, True, True]
+    assert sorted(thinned(some, np.array([3, 7]), bank=9, queries=9).label_N) == list(range(10))
+
+
 # The page
 
 
@@ -161,7 +176,42 @@ def test_the_page_holds_every_picture_and_fetches_nothing(run: Path, drawn: list
     assert inside == [path.read_bytes() for path in drawn[:-1]]
     words = re.sub(r"base64,[^\"]+", "", html)
     assert "http" not in words and "<script" not in words and "@import" not in words and "url(" not in words
-    assert re.findall(r'(?:src|href)="(?!data:)', words) == []
+    assert re.findall(r'(?:src|href)="(?!data:|#)', words) == []
+
+
+class Reader(HTMLParser):
+    """What a page has, and whether each tag is closed by its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br", "hr", "link", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another"
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_is_well_formed_and_every_link_leads_somewhere(drawn: list[Path]) -> None:
+    seen = read(drawn[-1].read_text(encoding="utf-8")).seen
+    places = [of["id"] for _, of in seen if "id" in of]
+    assert places == [*PICTURES, "recipe", "images"], "a section is missing or stands twice"
+    assert [of["href"] for tag, of in seen if tag == "a"] == [f"#{place}" for place in places]
+    said = [of["alt"] for tag, of in seen if tag == "img"]
+    assert len(set(said)) == len(PICTURES) and all(len(words or "") > 20 for words in said)
+    assert not {tag for tag, _ in seen} & {"script", "link", "iframe", "object", "embed", "base", "form"}
 
 
 def test_the_page_tells_what_came_of_the_run(run: Path, drawn: list[Path]) -> None:
@@ -178,11 +228,15 @@ def test_the_recipe_is_escaped_and_says_where_values_come_from(run: Path, tmp_pa
     evil = "<script>alert('&')</script>"
     recipe = small("simclr") | {"data": evil}
     (mine / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    html = page.write(mine, [], [f"no picture of {evil}"]).read_text(encoding="utf-8")
-    assert "<script" not in html and html.count("&lt;script&gt;alert(&#x27;&amp;&#x27;)") == 3
-    rows = page._table("train:\n  lr: 0.5   # command line\n  epochs: 3\nodd line\n")
+    folder = opened(mine, QUIET)
+    part = page.Part("recipe", recipe_section.section(folder), None)
+    html = page.write(folder, [part], [f"no picture of {evil}"]).read_text(encoding="utf-8")
+    assert "<script" not in html and html.count("&lt;script&gt;alert(") == 3
+    read(html)
+    rows = recipe_section.rows("train:\n  lr: 0.5   # command line\n  epochs: 3\n  warmup: 0.1 # auto: few <b>\n")
     assert "<td>lr</td><td>0.5</td><td>command line</td>" in rows and '<th colspan="3">train</th>' in rows
-    assert "<td>epochs</td><td>3</td><td></td>" in rows and "<td>odd line</td>" in rows
+    assert "<td>epochs</td><td>3</td><td></td>" in rows
+    assert '<tr class="auto"><td>warmup</td><td>0.1</td><td>auto: few &lt;b&gt;</td></tr>' in rows
 
 
 # What is missing
@@ -206,9 +260,9 @@ def test_a_run_that_has_measured_nothing_yet_shows_its_views(run: Path, tmp_path
     assert [path.name for path in (mine / "pictures").iterdir()] == ["views.png"]
     lines = text.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "no picture of curves",
-        "no picture of neighbours",
-        "no picture of reconstructions",
+        "no curves or health",
+        "no neighbours, confusion, embedding, maps or attention",
+        "no reconstructions",
     ]
     html = (mine / "report.html").read_text(encoding="utf-8")
     assert html.count('class="missing"') == 3 and "none yet" in html and "not probed" in html
@@ -218,8 +272,11 @@ def test_images_that_are_gone_leave_the_curves(run: Path, tmp_path: Path) -> Non
     mine = copy(run, tmp_path, "metrics.jsonl")
     text = (run / "recipe.yaml").read_text().replace("data: synthetic:8", f"data: {tmp_path / 'gone'}")
     (mine / "recipe.yaml").write_text(text.replace("data: synthetic:6:1", "data: null"))
-    assert said(mine).startswith("no picture of views and reconstructions: there is no folder or pack")
-    assert [path.name for path in (mine / "pictures").iterdir()] == ["curves.png"]
+    lines = said(mine).splitlines()
+    assert lines[0].startswith("no views, maps, reconstructions or images: there is no folder or pack")
+    assert lines[1].startswith("no attention: ") and len(lines) == 2
+    assert sorted(path.name for path in (mine / "pictures").iterdir()) == ["curves.png", "health.png"]
+    read((mine / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_cut_off_line_of_metrics_is_left_out(tmp_path: Path) -> None:

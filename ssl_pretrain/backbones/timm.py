@@ -6,10 +6,12 @@ Keys of the state are timm's own, so `timm.create_model("local-dir:...")` loads 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.layers import PatchEmbed
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -93,6 +95,27 @@ def published(model: str) -> tuple[dict[str, Tensor], InputSpec]:
         hub.setLevel(level)
     card = network.pretrained_cfg
     return network.state_dict(), InputSpec(tuple(card["mean"]), tuple(card["std"]), card["input_size"][-1])
+
+
+def at_hand(model: str) -> Path | None:
+    """The file with the published weights where it lies in a cache of this machine already; asks nobody."""
+    card = timm.get_pretrained_cfg(model)
+    if card is None:
+        return None
+    names = (card.hf_hub_filename,) if card.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    found = [try_to_load_from_cache(card.hf_hub_id, name) for name in names] if card.hf_hub_id else []
+    files = [Path(path) for path in found if isinstance(path, str)]
+    if card.url:
+        files.append(Path(torch.hub.get_dir()) / "checkpoints" / Path(card.url).name)
+    return next((path for path in files if path.is_file()), None)
+
+
+def from_file(model: str, file: Path) -> Backbone:
+    """A timm model with published weights out of a file as timm publishes it; nothing is fetched."""
+    backbone = create(model)
+    network = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+    backbone.load_weights(network.state_dict())
+    return backbone
 
 
 class _Timm(Backbone):

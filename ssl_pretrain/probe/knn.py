@@ -8,7 +8,7 @@ The search is exact. Protocol `objects-knn/v0`: k 20, T 0.07, the crops and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ssl_pretrain import rng
 from ssl_pretrain.artefact import resolve
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data.readers import LabelledSet, read
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.probe.objects import Objects, cut, device_of, embed
+from ssl_pretrain.probe.statistics import FIGURES, Interval, Judged, bootstrap, confusion, counts, figures, tally
 
 PROTOCOL = "objects-knn/v0"
 HEADLINE_K = 20
 TEMPERATURE = 0.07
-FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
 KS = (1, 5, 10, 20, 50, 100, 200)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and the 95 % interval of its bootstrap."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -154,10 +144,9 @@ def score(
         figures_3 = figures(counts(true_Q, votes[each].argmax(axis=1), np.zeros_like(unit_Q), classes)[0])
         by_k[each] = dict(zip(FIGURES[:2], (float(figure) for figure in figures_3[:2]), strict=True))
     predicted_Q = votes[k].argmax(axis=1)
-    confusion_CC = np.bincount(true_Q * classes + predicted_Q, minlength=classes**2).reshape(classes, classes)
+    confusion_CC = confusion(true_Q, predicted_Q, classes)
     intervals = bootstrap(counts(true_Q, predicted_Q, unit_Q, classes), rounds, seed)
-    clipped = [each for each in by_k if each > bank.sum()]
-    problems = [f"k {clipped} is more than the bank has: all its {bank.sum()} objects voted"] if clipped else []
+    problems = _clipped(list(by_k), int(bank.sum()))
     return KnnScore(
         *intervals,
         classes=_class_scores(objects, confusion_CC),
@@ -182,6 +171,36 @@ def score(
             "degenerate_objects": objects.degenerate_objects,
         },
         problems=(*objects.problems, *problems),
+    )
+
+
+def judge(
+    objects: Objects,
+    z_ND: np.ndarray,
+    *,
+    k: int = HEADLINE_K,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> Judged:
+    """The weighted k-NN of `score`, to be compared with other probes and other features.
+
+    Features (N, D) are float32 of length 1. Nothing is drawn, so `seed` makes no difference. Raises `UsageError` for
+    settings that make no sense, `DataError` where a query has no bank object of another unit.
+    """
+    del seed
+    if k < 1 or not 0 < temperature < math.inf:
+        raise UsageError("knn: k is 1 or more, temperature is finite and above 0")
+    bank, query, label_N, unit_N = objects.train_N, objects.query_N, objects.label_N, objects.unit_N
+    classes = len(objects.classes)
+    shares = vote(
+        z_ND[bank], label_N[bank], unit_N[bank], z_ND[query], unit_N[query], [k], temperature, classes, device=None
+    )
+    true_Q, predicted_Q = label_N[query], shares[k].argmax(axis=1)
+    return Judged(
+        tally(true_Q, predicted_Q, unit_N[query], classes),
+        confusion(true_Q, predicted_Q, classes),
+        {"k": k, "temperature": temperature},
+        tuple(_clipped([k], int(bank.sum()))),
     )
 
 
@@ -287,56 +306,10 @@ def _search_torch(
     return similarity_QK, torch.cat([block.indices for block in found]).cpu().numpy()
 
 
-def counts(true_Q: np.ndarray, predicted_Q: np.ndarray, unit_Q: np.ndarray, classes: int) -> np.ndarray:
-    """Per unit, how many objects of each class there are, were predicted, and were hit: (U, 3, C) int64."""
-    units, at_Q = np.unique(unit_Q, return_inverse=True)
-    shape, hit_Q = (len(units), 3, classes), true_Q == predicted_Q
-    cells = [(at_Q * 3 + i) * classes + label_Q for i, label_Q in enumerate((true_Q, predicted_Q, true_Q))]
-    cells[2] = cells[2][hit_Q]
-    return np.bincount(np.concatenate(cells), minlength=math.prod(shape)).reshape(shape)
-
-
-def figures(counts_R3C: np.ndarray) -> np.ndarray:
-    """Accuracy, balanced accuracy and macro F1, along the last axis (..., 3), of counts (..., 3, C).
-
-    Two objects of class 0, one of them hit, and one of class 1, hit: 2/3; (1/2 + 1) / 2; F1 is 2/3 for both.
-
-    >>> figures(np.array([[2, 1], [1, 2], [1, 1]])).round(3)
-    array([0.667, 0.75 , 0.667])
-    """
-    true_RC, predicted_RC, hit_RC = (counts_R3C[..., i, :].astype(np.float64) for i in range(3))
-    either_RC = true_RC + predicted_RC
-    recall_RC = hit_RC / np.maximum(true_RC, 1)
-    f1_RC = 2 * hit_RC / np.maximum(either_RC, 1)
-    accuracy_R = hit_RC.sum(-1) / np.maximum(true_RC.sum(-1), 1)
-    balanced_R = recall_RC.sum(-1) / np.maximum((true_RC > 0).sum(-1), 1)
-    return np.stack([accuracy_R, balanced_R, f1_RC.sum(-1) / np.maximum((either_RC > 0).sum(-1), 1)], axis=-1)
-
-
-def bootstrap(counts_U3C: np.ndarray, rounds: int, seed: int) -> tuple[Interval, Interval, Interval]:
-    """Accuracy, balanced accuracy and macro F1 with the 2.5 and 97.5 percentiles over resampled units.
-
-    Units are drawn with replacement, as many as there are: objects of one image share stain, focus and neighbours, and
-    resampling them one by one would give intervals that are too narrow.
-    """
-    units, _, classes = counts_U3C.shape
-    flat_UM = counts_U3C.reshape(units, -1).astype(np.float64)
-    drawn = [figures((times_RU @ flat_UM).reshape(-1, 3, classes)) for times_RU in _resamples(units, rounds, seed)]
-    low_3, high_3 = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
-    value_3 = figures(counts_U3C.sum(axis=0))
-    a, b, c = (Interval(float(v), float(x), float(y)) for v, x, y in zip(value_3, low_3, high_3, strict=True))
-    return a, b, c
-
-
-def _resamples(units: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each round draws each unit (R, U), in blocks that stay small however many units there are."""
-    stream = rng.key(seed, "bootstrap")
-    block = max(1, 4_000_000 // units)
-    for start in range(0, rounds, block):
-        now = min(block, rounds - start)
-        drawn_RU = (rng.uniform(rng.fold_in(stream, start), now * units).reshape(now, units) * units).astype(np.int64)
-        cells = (drawn_RU + np.arange(now)[:, None] * units).ravel()
-        yield np.bincount(cells, minlength=now * units).reshape(now, units).astype(np.float64)
+def _clipped(ks: list[int], bank: int) -> list[str]:
+    """A line on the k that a bank of so many objects cannot give."""
+    beyond = [k for k in ks if k > bank]
+    return [f"k {beyond} is more than the bank has: all its {bank} objects voted"] if beyond else []
 
 
 def _class_scores(objects: Objects, confusion_CC: np.ndarray) -> tuple[ClassScore, ...]:

@@ -1,7 +1,7 @@
-"""Labelled objects as small square images, and their features: what every probe looks at.
+"""Labelled objects as small square images, and who is independent of whom: what every probe looks at.
 
 A detector sees objects, so features are judged on objects: each box or point of a labelled set becomes one crop. The
-crops are cut once and can be embedded again and again while a backbone trains.
+crops are cut once and can be embedded again and again while a backbone trains (`features`).
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ssl_pretrain import rng
-from ssl_pretrain.backbones import Backbone
-from ssl_pretrain.data.decode import decode
+from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
-from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
+from ssl_pretrain.errors import DataError, UsageError
+from ssl_pretrain.probe import duplicates
+from ssl_pretrain.probe.features import device_of as device_of
+from ssl_pretrain.probe.features import embed as embed
+from ssl_pretrain.probe.features import pooled_maps as pooled_maps
 
 MARGIN = 0.1
 BANK_FRACTION = 0.65
-DETECTOR_STRIDES = (8, 16, 32)
+OWN_SPLIT = "the data set's own"
 VALIDATION = {"val", "valid", "validation", "dev"}
 
 
@@ -45,8 +43,9 @@ class Objects:
     image_N: np.ndarray
     """int64, index of its image in `LabelledSet.images`."""
     unit_N: np.ndarray
-    """int64: images of one group (patient, slide) or with the same bytes share a unit. Units, not objects, are
-    independent: they are split as a whole, never vote for themselves, and are what the bootstrap resamples."""
+    """int64: images of one group (patient, slide), with the same bytes, or that are near-duplicates share a unit.
+    Units, not objects, are independent: they are split as a whole, never vote for themselves, and are what the
+    bootstrap resamples."""
     train_N: np.ndarray
     """bool: in the bank (and what a linear probe is trained on); see `query_N`."""
     square_N3: np.ndarray
@@ -66,11 +65,21 @@ class Objects:
     """No area, not finite, or centred outside the image."""
     problems: tuple[str, ...]
     """What a reader of the score should know, one line each."""
+    groups: int = 0
+    """How many groups (patients, slides) the labels give; 0 where every image is its own. Only with groups is a split
+    more than one by image."""
+    repeated_images: int = 0
+    """How many show the same as another one, by their bytes or as near-duplicates (`duplicates`)."""
 
     @property
     def size_px(self) -> int:
         """Side S of the crops."""
         return int(self.crops_NSSC.shape[1])
+
+    @property
+    def own_split(self) -> bool:
+        """Whether the data set said itself what is the bank."""
+        return self.split.startswith(OWN_SPLIT)
 
     @property
     def query_N(self) -> np.ndarray:
@@ -84,7 +93,9 @@ def leave_one_out(objects: Objects) -> Objects:
     Nothing is trained in k-NN and no unit votes for itself, so this is as fair as a split, and with every image as a
     query its intervals are narrower.
     """
-    return replace(objects, train_N=np.ones_like(objects.train_N), split="leave one image out: each against all others")
+    left_out = f"group out ({objects.groups} groups given)" if objects.groups else "image out"
+    split = f"leave one {left_out}: each against all others"
+    return replace(objects, train_N=np.ones_like(objects.train_N), split=split)
 
 
 def cut(
@@ -106,9 +117,9 @@ def cut(
     of the pretraining has, and would tell the network where in the field an object lay.
 
     The split is the data set's own where it has one: test images are the queries (val ones when no test is labelled),
-    the others are the bank, and images in no split are left out. Otherwise a permutation of the units, keyed by `seed`
-    and by the images' bytes (not their names), puts `bank_fraction` of them into the bank; of up to 100 permutations
-    the first that has the rare classes on both sides.
+    the others are the bank, and images in no split are left out, as are images of the bank that repeat a query image.
+    Otherwise a permutation of the units, keyed by `seed` and by the images' bytes (not their names), puts
+    `bank_fraction` of them into the bank; of up to 100 permutations the first that has the rare classes on both sides.
 
     `workers` threads decode (default: up to 8), each image once. Raises `DataError` when no objects are left on one of
     the sides, `UsageError` for sizes that make no sense.
@@ -116,18 +127,24 @@ def cut(
     if min(size_px, point_px) < 1 or min(margin, seed) < 0 or not 0 < bank_fraction < 1:
         raise UsageError("cut: size_px, point_px are 1 or more, margin, seed 0 or more, bank_fraction between 0 and 1")
     fields, degenerate = _lay(labelled, margin, point_px)
+    ends = np.cumsum([len(field.label_M) for field in fields], dtype=np.int64)
+    crops_NSSC = np.empty((int(ends[-1]) if fields else 0, size_px, size_px, 3), np.uint8)
+    places = [crops_NSSC[end - len(field.label_M) : end] for field, end in zip(fields, ends, strict=True)]
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         # Decoding puts the process-wide warning filters aside and back; several threads at it would mix them up.
         warnings.simplefilter("ignore")
-        for field, digest in zip(fields, pool.map(lambda field: _digest(field.image.path), fields), strict=True):
-            field.digest = digest
-        hashed = [field for field in fields if field.digest]
-        parted, split, problems = _part(hashed, bank_fraction, seed)
-        crops_NSSC, good, faults = _cut_all(parted, size_px, pool)
-    failed = [f"{field.image.path.name}: cannot be read" for field in fields if not field.digest] + faults
+        list(pool.map(_fill, fields, places))
+    hashed = [field for field in fields if field.digest]
+    alike = _set_copies(hashed)
+    _set_units(hashed)
+    groups = _groups(hashed)
+    parted, split, problems = _part(hashed, bank_fraction, seed, groups)
+    repeated = len(parted) - len({field.copy for field in parted})
+    good = [field for field in parted if not field.fault]
+    failed = [field.fault for field in fields if field.fault]
     repeats = [len(field.label_M) for field in good]
     objects = Objects(
-        crops_NSSC=crops_NSSC,
+        crops_NSSC=_closed_up(crops_NSSC, fields, good),
         label_N=np.concatenate([np.zeros(0, np.int64), *(field.label_M for field in good)]),
         image_N=np.repeat(np.array([field.index for field in good], np.int64), repeats),
         unit_N=np.repeat(np.array([field.unit for field in good], np.int64), repeats),
@@ -141,75 +158,11 @@ def cut(
         fingerprint=_fingerprint(hashed),
         unreadable_images=len(failed),
         degenerate_objects=degenerate,
-        problems=(*problems, *_losses(labelled, failed, degenerate)),
+        problems=(*problems, *_repeats(parted, repeated, alike), *_losses(labelled, failed, degenerate)),
+        groups=groups,
+        repeated_images=repeated,
     )
     return _checked(objects)
-
-
-def embed(
-    backbone: Backbone,
-    crops_NSSC: np.ndarray,
-    batch_size: int = 256,
-    device: str | torch.device | None = None,
-    of: Callable[[Backbone, Tensor], Tensor] = Backbone.__call__,
-) -> np.ndarray:
-    """Features (N, D), float32, each of length 1, of uint8 RGB crops (N, S, S, 3), without augmentation.
-
-    `of` says which: the backbone's own, or those of its maps (`pooled_maps`).
-
-    The backbone runs in eval mode and in float32 (or its own dtype) also under a caller's autocast, so that the probe
-    of a running training and a later one of its artefact agree; then every module gets its mode back, and the
-    backbone its device. Raises `SslPretrainError` when a feature is not finite.
-    """
-    there = torch.device(device) if device is not None else device_of(backbone)
-    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
-    mean_C11 = torch.tensor(backbone.input.mean, device=there).view(3, 1, 1)
-    std_C11 = torch.tensor(backbone.input.std, device=there).view(3, 1, 1)
-    parts: list[np.ndarray] = []
-    # no_grad, not inference_mode: what a network caches on its first call would be unusable in training afterwards.
-    with _evaluating(backbone, there), torch.no_grad(), torch.autocast(there.type, enabled=False):
-        for start in range(0, len(crops_NSSC), batch_size):
-            x_BSSC = torch.from_numpy(crops_NSSC[start : start + batch_size]).to(there)
-            x_BCSS = (x_BSSC.permute(0, 3, 1, 2).float() / 255 - mean_C11) / std_C11
-            z_BD = of(backbone, x_BCSS.to(dtype)).float()
-            parts.append(torch.nn.functional.normalize(z_BD, dim=1).cpu().numpy())
-    z_ND: np.ndarray = np.concatenate(parts) if parts else np.zeros((0, backbone.dim), np.float32)
-    broken = int((~np.isfinite(z_ND)).any(axis=1).sum())
-    if broken:
-        raise SslPretrainError(
-            f"{backbone.name} gives features that are not finite for {broken} of {len(z_ND)} objects: "
-            "its weights are damaged or the training diverged"
-        )
-    return z_ND
-
-
-def pooled_maps(backbone: Backbone, x_BCHW: Tensor) -> Tensor:
-    """What a detector gets to see: the maps of strides 8, 16 and 32 (P3 to P5), or all where there are none of these.
-
-    The mean of each over its places, of length 1, side by side: (B, sum of the C_i).
-    """
-    maps = list(zip(backbone.strides, backbone.maps(x_BCHW), strict=True))
-    taken = [p_BCHW for stride, p_BCHW in maps if stride in DETECTOR_STRIDES] or [p_BCHW for _, p_BCHW in maps]
-    return torch.cat([torch.nn.functional.normalize(p_BCHW.mean(dim=(2, 3)), dim=1) for p_BCHW in taken], dim=1)
-
-
-@contextmanager
-def _evaluating(backbone: Backbone, device: torch.device) -> Iterator[None]:
-    """Eval mode on a device; afterwards all as before: a frozen BatchNorm may be in eval inside a training net."""
-    home = device_of(backbone)
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.to(device).eval()
-    try:
-        yield
-    finally:
-        backbone.to(home)
-        for module, training in modes:
-            module.training = training
-
-
-def device_of(backbone: Backbone) -> torch.device:
-    """Where its parameters are; the CPU when it has none."""
-    return next((p.device for p in backbone.parameters()), torch.device("cpu"))
 
 
 @dataclass
@@ -221,6 +174,12 @@ class _Field:
     square_M3: np.ndarray
     label_M: np.ndarray
     digest: str = ""
+    """SHA-256 of the file; empty when it cannot be read."""
+    fault: str = ""
+    """What was wrong with it, or nothing."""
+    thumbnail: np.ndarray | None = None
+    copy: int = -1
+    """Fields that show the same share it."""
     unit: int = -1
     bank: bool = False
 
@@ -258,36 +217,34 @@ def _squares(image: LabelledImage, kind: str, margin: float, point_px: int) -> t
         return np.column_stack([centre_N2 - side_N[:, None] / 2, side_N]), sound_N
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; empty when it cannot be read."""
-    try:
-        return hashlib.sha256(read_bytes(path)).hexdigest()
-    except Rejected:
-        return ""
-
-
-def _part(fields: list[_Field], bank_fraction: float, seed: int) -> tuple[list[_Field], str, list[str]]:
-    """Sets `unit` and `bank` of each field; returns those that take part, the split in words, and problems."""
-    _set_units(fields)
+def _part(fields: list[_Field], bank_fraction: float, seed: int, groups: int) -> tuple[list[_Field], str, list[str]]:
+    """Sets `bank` of each field; returns those that take part, the split in words, and problems."""
     given = {field.image.split.lower() for field in fields if field.image.split is not None}
     queries = {"test"} if "test" in given else given & VALIDATION
     if not queries or not given - queries:
         bank, units = _keyed_bank(fields, bank_fraction, seed)
         for field in fields:
             field.bank = field.unit in bank
-        return fields, f"{len(bank)} of {units} units into the bank, seed {seed}", []
+        by = f"by group ({groups} groups given)" if groups else "by image"
+        return fields, f"{by}: {len(bank)} of {units} units into the bank, seed {seed}", []
     problems = []
     parted = [field for field in fields if field.image.split is not None]
     for field in parted:
         field.bank = (field.image.split or "").lower() not in queries
     if len(parted) < len(fields):
         problems.append(f"{len(fields) - len(parted)} labelled images are in no split and are left out")
-    asked = {field.digest for field in parted if not field.bank}
-    leaked = sum(field.bank and field.digest in asked for field in parted)
+    asked = [field for field in parted if not field.bank]
+    copies, digests = {field.copy for field in asked}, {field.digest for field in asked}
+    leaked = [field for field in parted if field.bank and field.copy in copies]
     if leaked:
-        problems.append(f"{leaked} images of the bank are byte-identical to a query image and are left out")
-        parted = [field for field in parted if not (field.bank and field.digest in asked)]
-    words = f"the data set's own: {', '.join(sorted(given - queries))} as bank, {', '.join(sorted(queries))} as queries"
+        same = sum(field.digest in digests for field in leaked)
+        found = f"{same} byte-identical to it, {len(leaked) - same} near-duplicates"
+        problems.append(f"{len(leaked)} images of the bank repeat a query image ({found}) and are left out")
+        parted = [field for field in parted if not (field.bank and field.copy in copies)]
+    both = {field.image.group for field in parted if field.bank} & {field.image.group for field in asked} - {""}
+    if both:
+        problems.append(f"{len(both)} groups have images on both sides of the data set's own split")
+    words = f"{OWN_SPLIT}: {', '.join(sorted(given - queries))} as bank, {', '.join(sorted(queries))} as queries"
     return parted, words, problems
 
 
@@ -317,8 +274,27 @@ def _keyed_bank(fields: list[_Field], bank_fraction: float, seed: int) -> tuple[
     return {units[i] for i in best}, len(units)
 
 
+def _set_copies(fields: list[_Field]) -> int:
+    """Sets `copy`; returns how many images look alike without being copies."""
+    first = {field.digest: i for i, field in reversed(list(enumerate(fields)))}
+    seen = [(i, field.thumbnail) for i, field in enumerate(fields) if first[field.digest] == i]
+    numbers = [i for i, thumbnail in seen if thumbnail is not None]
+    shown = [thumbnail for _, thumbnail in seen if thumbnail is not None]
+    families, alike = duplicates.families(duplicates.near(np.stack(shown))) if shown else ([], 0)
+    head = {numbers[member]: numbers[family[0]] for family in families for member in family}
+    for field in fields:
+        field.copy = head.get(first[field.digest], first[field.digest])
+    return alike
+
+
+def _groups(fields: list[_Field]) -> int:
+    """How many groups are given; 0 where no two images share one."""
+    given = [field.image.group for field in fields if field.image.group]
+    return len(set(given)) if len(set(given)) < len(given) else 0
+
+
 def _set_units(fields: list[_Field]) -> None:
-    """Union-find over shared groups and shared bytes; a unit has the number of its first field."""
+    """Union-find over shared groups and copies; a unit has the number of its first field."""
     root = list(range(len(fields)))
 
     def find(i: int) -> int:
@@ -326,13 +302,25 @@ def _set_units(fields: list[_Field]) -> None:
             i = root[i]
         return i
 
-    first: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str, str | int], int] = {}
     for i, field in enumerate(fields):
-        for name in [("bytes", field.digest)] + ([("group", field.image.group)] if field.image.group else []):
+        for name in [("copy", field.copy)] + ([("group", field.image.group)] if field.image.group else []):
             a, b = sorted((find(i), find(first.setdefault(name, i))))
             root[b] = a
     for i, field in enumerate(fields):
         field.unit = find(i)
+
+
+def _repeats(parted: list[_Field], repeated: int, alike: int) -> list[str]:
+    """What was found out about images that show the same."""
+    lines = []
+    if repeated:
+        same = len(parted) - len({field.digest for field in parted})
+        found = f"{same} byte-identical to it, {repeated - same} near-duplicates"
+        lines.append(f"{repeated} images repeat another one ({found}) and share its unit")
+    if alike:
+        lines.append(f"{alike} images look much alike, yet too few pairs of them for copies; they stay independent")
+    return lines
 
 
 def _losses(labelled: LabelledSet, failed: list[str], degenerate: int) -> list[str]:
@@ -349,34 +337,39 @@ def _losses(labelled: LabelledSet, failed: list[str], degenerate: int) -> list[s
     return lines
 
 
-def _cut_all(fields: list[_Field], size_px: int, pool: Executor) -> tuple[np.ndarray, list[_Field], list[str]]:
-    """The crops (N, S, S, 3) of the fields that could be used, these fields, and what was wrong with the others."""
-    counts = [len(field.label_M) for field in fields]
-    crops_NSSC = np.empty((sum(counts), size_px, size_px, 3), np.uint8)
-    parts = [crops_NSSC[end - n : end] for n, end in zip(counts, np.cumsum(counts), strict=True)]
-    faults = list(pool.map(_fill, fields, parts))
-    if any(faults):
-        crops_NSSC = crops_NSSC[np.repeat([not fault for fault in faults], counts)]
-    good = [field for field, fault in zip(fields, faults, strict=True) if not fault]
-    return crops_NSSC, good, [fault for fault in faults if fault]
-
-
-def _fill(field: _Field, crops_MSSC: np.ndarray) -> str:
-    """Decodes one image and writes its crops; returns what was wrong, or nothing."""
+def _fill(field: _Field, crops_MSSC: np.ndarray) -> None:
+    """Reads and decodes one image, writes its crops, and notes its hash, thumbnail, and what was wrong."""
+    name = field.image.path.name
     try:
-        image_HWC = decode(field.image.path)
+        content = read_bytes(field.image.path)
+        field.digest = hashlib.sha256(content).hexdigest()
+        image_HWC = decode_bytes(content).pixels
     except Rejected as error:
-        return f"{field.image.path.name}: {error.reason}, {error.detail}"
+        field.fault = f"{name}: {error.reason}, {error.detail}"
+        return
     height, width = image_HWC.shape[:2]
     if (width, height) != tuple(field.image.size_px):
-        return f"{field.image.path.name}: is {width}x{height}, its labels are for {field.image.size_px}"
+        field.fault = f"{name}: is {width}x{height}, its labels are for {field.image.size_px}"
+        return
+    field.thumbnail = duplicates.thumbnail(image_HWC)
     for square_3, crop_SSC in zip(field.square_M3, crops_MSSC, strict=True):
-        crop_SSC[:] = _crop(image_HWC, square_3, len(crop_SSC))
-    return ""
+        crop_SSC[:] = crop(image_HWC, square_3, len(crop_SSC))
 
 
-def _crop(image_HWC: np.ndarray, square_3: np.ndarray, size_px: int) -> np.ndarray:
-    """One square, in one resampling step from the image's own pixels; indices beyond the image repeat its edge."""
+def _closed_up(crops_NSSC: np.ndarray, fields: list[_Field], good: list[_Field]) -> np.ndarray:
+    """The crops of the good fields, moved together in place: they may fill half of the memory."""
+    kept, start, end = {field.index for field in good}, 0, 0
+    for field in fields:
+        begin, start = start, start + len(field.label_M)
+        if field.index in kept:
+            if end < begin:
+                crops_NSSC[end : end + start - begin] = crops_NSSC[begin:start]
+            end += start - begin
+    return crops_NSSC[:end]
+
+
+def crop(image_HWC: np.ndarray, square_3: np.ndarray, size_px: int) -> np.ndarray:
+    """The square (left, top, side) of an image as (S, S, 3), in one antialiased step; its edge goes on beyond it."""
     x, y, side = (float(value) for value in square_3)
     left, top, right, bottom = math.floor(x), math.floor(y), math.ceil(x + side), math.ceil(y + side)
     rows = np.arange(top, bottom).clip(0, image_HWC.shape[0] - 1)

@@ -4,65 +4,65 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssl_pretrain.errors import WriteError
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.report import recipe, records
-from ssl_pretrain.train.recipe import Recipe
-
-CAPTIONS = {
-    "views": (
-        "What the method sees",
-        "Source images with the crops of their views (numbers), and the views as the network is given them. Views of "
-        "one image should still show the same objects; if they do not, set views.window_px or a larger scale. Where "
-        "nothing is left of a view, the colour jitter is too strong for these images.",
-    ),
-    "curves": (
-        "How training went",
-        "A loss that stays at the dashed line says that nothing is learned. The k-NN is the figure to trust: it asks "
-        "the features themselves, on labelled objects; its band is the 95 % interval.",
-    ),
-    "neighbours": (
-        "What the features hold to be alike",
-        "Labelled objects (left), each with the objects of other images that the backbone holds to be most like it.",
-    ),
-    "reconstructions": (
-        "What the decoder draws",
-        "From the patches that the encoder saw, at the newest checkpoint. Under norm_pix_loss it draws texture only: "
-        "each patch is given the brightness and contrast of the image.",
-    ),
-}
-"""Heading and a few words on how to read it, by the name of the picture."""
+from ssl_pretrain.report import html
+from ssl_pretrain.report.folder import RunFolder, series
+from ssl_pretrain.report.sections import Section
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2126; background: #fff; max-width: 68rem; margin: 0 auto;
-  padding: 1rem; overflow-wrap: anywhere }
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #4a545e; --faint: #6b757e; --paper: #fff; --line: #dde2e6;
+  --block: #f3f5f7; --note: #fff4d6; --on-note: #4d3a00; --link: #0b5cad }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --soft: #aeb8c1; --faint: #8b959e; --paper: #15191d;
+  --line: #353d44; --block: #20262c; --note: #4d3a00; --on-note: #ffe9b0; --link: #79b8ff } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
+  margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 1rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem }
-p { margin: .3rem 0 .8rem; max-width: 46rem; color: #4a545e }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0 }
-dt { color: #4a545e } dd { margin: 0; font-weight: 600 }
-.picture { overflow-x: auto; border: 1px solid #dde2e6; border-radius: 6px }
-.picture img { display: block; max-width: 100%; min-width: 40rem }
-.missing { background: #fff4d6; color: #4d3a00; padding: .6rem .9rem; border-radius: 6px; max-width: none }
-pre { background: #f3f5f7; padding: .7rem .9rem; border-radius: 6px; white-space: pre-wrap; margin: .5rem 0 }
+p { margin: .3rem 0 .8rem; max-width: 46rem; color: var(--soft) } ul { margin: .3rem 0 .8rem; padding-left: 1.2rem }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin-top: 1.2rem }
+a { color: var(--link) }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0 0 .8rem }
+dt { color: var(--soft) } dd { margin: 0; font-weight: 600 }
+.picture { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: #fff; margin-bottom: .8rem }
+.picture img { display: block; max-width: 100%; height: auto; min-width: 34rem; margin: 0 auto }
+.missing { background: var(--note); color: var(--on-note); padding: .6rem .9rem; border-radius: 6px; max-width: none }
+pre { background: var(--block); padding: .7rem .9rem; border-radius: 6px; white-space: pre-wrap; margin: .5rem 0 }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .88rem; width: 100% }
-th { text-align: left; padding: .9rem .5rem .2rem 0 } td { padding: .1rem .5rem .1rem 0; vertical-align: top;
-  border-top: 1px solid #eceff1 } td:nth-child(2) { font-family: ui-monospace, monospace }
-.default td { color: #7b858e } summary { cursor: pointer }
+th { text-align: left; padding: .3rem .8rem .2rem 0; vertical-align: bottom }
+td { padding: .1rem .8rem .1rem 0; vertical-align: top; border-top: 1px solid var(--line) }
+.numbers { width: auto; overflow-wrap: normal; font-variant-numeric: tabular-nums }
+.numbers th + th, .numbers td + td { text-align: right }
+.recipe th { padding-top: .9rem } .recipe td:nth-child(2) { font-family: ui-monospace, monospace }
+.recipe td:nth-child(1) { white-space: nowrap } .default td { color: var(--faint) }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
+  .recipe td:nth-child(1) { white-space: normal; min-width: 7rem } }
+@media print { body { max-width: none; font-size: 11pt } nav { display: none }
+  .picture, .wide { overflow: visible } .picture img { min-width: 0 } .picture, tr { break-inside: avoid }
+  h2, h2 + p { break-after: avoid } }
 """
 
 
-def write(run: Path, pictures: Sequence[Path], missing: Sequence[str] = ()) -> Path:
-    """Writes RUN/report.html with these pictures inside it; `missing` says in lines what could not be drawn."""
-    resolved = recipe(run)
-    title = escape(f"{resolved.method_name} on {resolved.backbone.name}")
+class Part(NamedTuple):
+    """A section of the page, its name, and its picture on disk where it has one."""
+
+    name: str
+    section: Section
+    picture: Path | None
+
+
+def write(run: RunFolder, parts: Sequence[Part], missing: Sequence[str] = ()) -> Path:
+    """Writes RUN/report.html with these parts; `missing` says in lines what could not be drawn."""
+    title = escape(run.name)
     notes = "".join(f'<p class="missing">{escape(line)}</p>\n' for line in missing)
-    html = f"""<!DOCTYPE html>
+    entries = [f'<li><a href="#{escape(part.name)}">{escape(part.section.heading)}</a></li>' for part in parts]
+    contents = f'<nav aria-label="Contents"><ul>{"".join(entries)}</ul></nav>\n' if entries else ""
+    text = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -72,32 +72,29 @@ def write(run: Path, pictures: Sequence[Path], missing: Sequence[str] = ()) -> P
 </head>
 <body>
 <h1>{title}</h1>
-{_headline(run, resolved)}
-{notes}{"".join(_section(path) for path in pictures)}<h2>Recipe</h2>
-<p>Every value of {escape(str(run / "recipe.yaml"))} and where it came from; the file can be run again.</p>
-{_table((run / "recipe.yaml").read_text(encoding="utf-8"))}
-</body>
+{_headline(run)}
+{contents}{notes}{"".join(map(_section, parts))}</body>
 </html>
 """
-    path = run / "report.html"
+    path = run.folder / "report.html"
     try:
-        write_durably(path, html.encode())
+        write_durably(path, text.encode())
     except OSError as error:
         raise WriteError(f"cannot write the page {path}: {error.strerror or error}") from error
     return path
 
 
-def _headline(run: Path, resolved: Recipe) -> str:
+def _headline(run: RunFolder) -> str:
     """What came of the run, and how to load it."""
-    card, train, data = _card(run / "artefact"), resolved.train, resolved.top.data
-    facts = {"Method": resolved.method_name, "Backbone": resolved.backbone.name, "Data": data or "none"}
+    card, train, data = _card(run.folder / "artefact"), run.recipe.train, run.recipe.top.data
+    named = {"Method": run.recipe.method_name, "Backbone": run.recipe.backbone.name, "Data": data or "none"}
     if not card:
-        return _facts(facts | _scores(run) | {"Weights": "none yet: they come with the first checkpoint"})
-    images, folder = int(card["images"]), str((run / "artefact").resolve())
+        return html.facts(named | _scores(run) | {"Weights": "none yet: they come with the first checkpoint"})
+    images, folder = int(card["images"]), str((run.folder / "artefact").resolve())
     planned = train.steps or train.epochs * (images // train.batch_size)
-    facts |= {"Images": f"{images:,}", "Steps": f"{card['step']:,} of {planned:,}", **_scores(run), "Weights": folder}
+    named |= {"Images": f"{images:,}", "Steps": f"{card['step']:,} of {planned:,}", **_scores(run), "Weights": folder}
     code = f"from ssl_pretrain import load_backbone\nbackbone = load_backbone({folder!r})"
-    return f"{_facts(facts)}\n<pre>{escape(code)}</pre>"
+    return f"{html.facts(named)}\n<pre>{escape(code)}</pre>"
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -109,45 +106,30 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _scores(run: Path) -> dict[str, str]:
-    key = "knn/balanced_accuracy"
-    probed = [line for line in records(run) if key in line]
+def _scores(run: RunFolder) -> dict[str, str]:
+    """The last and the best probe, by the score that the recipe chooses `best/` by."""
+    score = run.recipe.probe.score
+    key = f"knn/{score}"
+    probed = [line for line in run.lines if key in line]
     if not probed:
         return {"k-NN": "not probed"}
     last, best = probed[-1], max(probed, key=lambda line: line[key])
     low, high = last[f"{key}_low"], last[f"{key}_high"]
-    words = f"balanced accuracy {last[key]:.3f} (95 % interval {low:.3f} to {high:.3f}) at step {last['step']:,}"
+    words = (
+        f"{score.replace('_', ' ')} {last[key]:.3f} (95 % interval {low:.3f} to {high:.3f}) at step {last['step']:,}"
+    )
     better = {} if best is last else {"Best k-NN": f"{best[key]:.3f} at step {best['step']:,}, kept in best/"}
-    return {"Final k-NN": words, **better}
+    shares = series(run.lines, "probe/share")[1]
+    cost = {"Probes took": f"{100 * shares[-1]:.1f} % of the time"} if shares else {}
+    return {"Final k-NN": words, **better, **cost}
 
 
-def _facts(facts: dict[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in facts.items())}</dl>"
-
-
-def _section(path: Path) -> str:
-    heading, words = CAPTIONS.get(path.stem, (path.stem, ""))
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f"""<h2>{escape(heading)}</h2>
-<p>{escape(words)}</p>
-<div class="picture"><img alt="{escape(heading)}" src="data:image/png;base64,{content}"></div>
+def _section(part: Part) -> str:
+    found, picture = part.section, ""
+    if part.picture is not None:
+        content = base64.b64encode(part.picture.read_bytes()).decode()
+        picture = f'<div class="picture"><img alt="{escape(found.alt)}" src="data:image/png;base64,{content}"></div>\n'
+    return f"""<h2 id="{escape(part.name)}">{escape(found.heading)}</h2>
+<p>{escape(found.words)}</p>
+{picture}{found.html}
 """
-
-
-def _table(text: str) -> str:
-    r"""`recipe.yaml` as rows of key, value and origin; a line of another form stands as it is.
-
-    >>> _table("seed: 0    # default")
-    '<table>\n<tr class="default"><td>seed</td><td>0</td><td>default</td></tr>\n</table>'
-    """
-    rows = []
-    for line in filter(str.strip, text.splitlines()):
-        found = re.fullmatch(r" *([^\s:]+):\s*(.*?)(?:\s+# (recipe|command line|default))?", line)
-        key, value, origin = found.groups() if found else ("", line, None)
-        if not value:
-            rows.append(f'<tr><th colspan="3">{escape(key)}</th></tr>')
-            continue
-        kind = ' class="default"' if origin == "default" else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in (key, value, origin or ""))
-        rows.append(f"<tr{kind}>{cells}</tr>")
-    return "\n".join(["<table>", *rows, "</table>"])

@@ -10,10 +10,12 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
@@ -23,9 +25,11 @@ from torch import Tensor
 from ssl_pretrain.backbones import InputSpec
 from ssl_pretrain.errors import WriteError
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.plan import boxes, corners, windows
+
+if TYPE_CHECKING:
+    from ssl_pretrain.train.feed import Feed
 
 DPI = 130
 STYLE = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
@@ -91,6 +95,24 @@ def number(axes: Axes, box_4: Sequence[float] | NDArray[np.int64], number: int, 
         left + right * width - 0.5, top + low * height - 0.5, str(number), color="white", fontsize=7, weight="bold",
         ha="right" if right else "left", va="bottom" if low else "top", bbox={"fc": ink, "ec": "none", "pad": 1.5},
     )  # fmt: skip
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as TensorBoard's `add_image` takes it with `dataformats="HWC"`: uint8 (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3].copy()  # type: ignore[no-untyped-call]
+
+
+def short(name: str, letters: int) -> str:
+    """A class's name in so many letters, in the middle of which something may be left out.
+
+    >>> short("epithelial_cell_squamous", 18)
+    'epithelia…squamous'
+    """
+    name = " ".join(name.replace("_", " ").split())
+    left = letters // 2
+    return name if len(name) <= letters else f"{name[:left]}…{name[len(name) - (letters - left - 1) :]}"
 
 
 def shown(x_NCHW: Tensor, fed: InputSpec) -> list[NDArray[np.uint8]]:

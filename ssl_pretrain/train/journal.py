@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -103,6 +105,11 @@ class Journal:
             f"({scores['balanced_accuracy_low']:.3f} to {scores['balanced_accuracy_high']:.3f}), "
             f"accuracy {scores['accuracy']:.3f}"
         )
+
+    def figure(self, step: int, name: str, pixels_HWC: NDArray[np.uint8]) -> None:
+        """A drawn figure."""
+        if self.writes:
+            self.tensorboard.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def pictures(self, step: int, name: str, x_NCHW: Tensor, fed: InputSpec, columns: int) -> None:
         """A grid of normalised images."""

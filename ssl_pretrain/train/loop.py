@@ -149,7 +149,7 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     probe = OnlineProbe(recipe, method.backbone.input, cache) if recipe.probe.data and fabric.is_global_zero else None
     crops = 2 * recipe.train.batch_size // (fabric.world_size * recipe.train.accumulate)
     settings = recipe.flat() | {"train.lr": spec.lr, "train.warmup": spec.warmup}
-    health = Health(steps, method.chance(recipe.train.batch_size), settings, crops)
+    health = Health(steps, method.chance(recipe.train.batch_size // recipe.train.accumulate), settings, crops)
     checkup = Checkup(feed, method)
     run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps)
     _restore(run)
@@ -170,7 +170,9 @@ def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
     pace = Pace(run.recipe.probe, run.feed.steps_per_epoch, run.steps, at_end=run.probe is not None)
     if run.step == 0:
         first_views(run, journal)
-        run.health.look(0, run.checkup.often())  # what later features are compared with
+        seen = run.checkup.often()  # what later features are compared with
+        run.health.look(0, seen)
+        journal.record(0, seen, "health")
     for step in range(run.step, run.steps):
         progress = step / run.steps
         rate = optim.set_rates(run.optimizer, run.optim, progress)

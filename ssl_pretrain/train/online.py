@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ssl_pretrain.backbones import Backbone, InputSpec
 from ssl_pretrain.data import readers, sources
@@ -20,10 +21,12 @@ class OnlineProbe:
         size_px = recipe.probe.size_px or fed.size_px
         self.objects = named("probe", "objects").cut(labelled, size_px, point_px=recipe.probe.point_px)
         self.knn = named("probe", "knn")
+        self.last: Any = None
+        """The last whole score (`probe.knn.KnnScore`)."""
 
     def __call__(self, backbone: Backbone) -> Mapping[str, float]:
         """Accuracy, balanced accuracy and macro-F1 with the ends of their 95 % intervals, as flat numbers."""
-        score = self.knn.knn_probe(backbone, self.objects)
+        score = self.last = self.knn.knn_probe(backbone, self.objects)
         figures = {name: vars(score)[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
         scores = {name: figure.value for name, figure in figures.items()}
         scores |= {f"{name}_low": figure.low for name, figure in figures.items()}

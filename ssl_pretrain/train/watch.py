@@ -9,11 +9,16 @@ import torch
 
 import ssl_pretrain
 from ssl_pretrain import artefact
+from ssl_pretrain.named import named
 from ssl_pretrain.train.journal import Journal
+from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.pace import Pace
 
 if TYPE_CHECKING:
     from ssl_pretrain.train.loop import Run
+
+FIELDS = 4
+"""Whose maps TensorBoard shows."""
 
 
 def look(run: Run, journal: Journal, pace: Pace) -> None:
@@ -40,6 +45,17 @@ def _judge(run: Run, journal: Journal) -> None:
         run.best, run.stale = found, 0
         artefact.write(run.folder / "best", run.method.backbone, origin(run))
     _method_pictures(run, journal)
+    _feature_pictures(run, journal, run.probe)
+
+
+def _feature_pictures(run: Run, journal: Journal, probe: OnlineProbe) -> None:
+    """Maps of four fields and the confusion matrix for TensorBoard, as the report draws them."""
+    sheet, network = named("report", "sheet"), named("report", "network")
+    maps, confusion = named("report.sections", "maps"), named("report.sections", "confusion")
+    title, classes = f"step {run.step}", [row.name for row in probe.last.classes]
+    drawn = maps.figure(title, run.method.backbone, network.fields(run.pack, FIELDS))
+    journal.figure(run.step, "maps", sheet.pixels(drawn))
+    journal.figure(run.step, "confusion", sheet.pixels(confusion.figure(title, probe.last.confusion_CC, classes)))
 
 
 def enough(run: Run) -> bool:
