@@ -151,7 +151,7 @@ def test_no_group_and_no_bytes_stand_on_both_sides_of_the_data_sets_own_split(tm
     assert [p.digest for p in found.train] == [data_digest(tmp_path / "c.png")]
     assert len(found.test) == 3 and found.split == "the data set's own: train, val to train, test to test"
     assert "1 labelled images are in no split and are left out" in found.problems
-    assert any("2 training images have the bytes or the group of a test image" in line for line in found.problems)
+    assert any("2 training images are copies of a test image, or of its group" in line for line in found.problems)
 
 
 def data_digest(path: Path) -> str:

@@ -306,7 +306,6 @@ def test_table_names_and_sheet(tmp_path: Path) -> None:
     assert abs(left - made.picture_NSSC[4]).mean() < abs(left - made.picture_NSSC[0]).mean() / 2
 
 
-@pytest.mark.skipif("embed" not in cli.VERBS, reason="the verb is not there")
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     colours(tmp_path / "d")

@@ -45,7 +45,7 @@ def test_protocols_are_frozen() -> None:
     """Whoever changes one gives it another name; this list is the promise."""
     found = {
         name: [
-            (q.name, q.features, q.figures[0], q.judge.keywords if isinstance(q.judge, partial) else {})
+            (q.name, q.features, q.compared, q.judge.keywords if isinstance(q.judge, partial) else {})
             for q in protocol.questions
         ]
         for name, protocol in protocols.PROTOCOLS.items()
@@ -176,7 +176,7 @@ def test_the_verb(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     plain = json.loads((tmp_path / "found.json").read_text())
     assert plain["protocol"] == "dino-knn" and {n["probe"] for n in plain["numbers"]} >= {"k-NN 10", "k-NN 200"}
     assert cli.main([*words, "--protocol", "lightly-knn", "--against", "none"]) == 0
-    assert "pixels" not in capsys.readouterr().out
+    assert "untrained" not in capsys.readouterr().out
     assert cli.main([*words, "--protocol", "objects/v2"]) == UsageError.exit_code
     assert "objects/v1" in capsys.readouterr().err
     assert cli.main([*words, "--against", str(tmp_path / "nothing")]) == UsageError.exit_code

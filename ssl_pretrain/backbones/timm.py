@@ -110,11 +110,22 @@ def at_hand(model: str) -> Path | None:
     return next((path for path in files if path.is_file()), None)
 
 
-def from_file(model: str, file: Path) -> Backbone:
-    """A timm model with published weights out of a file as timm publishes it; nothing is fetched."""
-    backbone = create(model)
-    network = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+def from_file(config: dict[str, Any], file: Path) -> Backbone:
+    """The architecture that `Backbone.config` described with published weights out of a file; nothing is fetched.
+
+    It is fed what they were trained with. Draws nothing from the global generator.
+    """
+    model, card = config["architecture"], timm.get_pretrained_cfg(config["architecture"])
+    args = {**config.get("model_args", {}), "pretrained_cfg_overlay": {"file": str(file)}}
+    with torch.random.fork_rng(devices=[]):
+        backbone = from_config(config)
+        try:
+            network = timm.create_model(model, pretrained=True, num_classes=0, **args)
+        except Exception as error:  # a torn or foreign file: safetensors, torch and timm each raise their own kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"the published weights of {model} in {file} cannot be read ({reason})") from error
     backbone.load_weights(network.state_dict())
+    backbone.input = InputSpec(tuple(card.mean), tuple(card.std), backbone.input.size_px)
     return backbone
 
 

@@ -17,6 +17,7 @@ from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, UsageError
+from ssl_pretrain.probe import duplicates
 
 TRAIN_FRACTION = 0.65
 """Of the units, where the data set has no split of its own; as the probe has it."""
@@ -210,7 +211,9 @@ def _boxes(image: LabelledImage, kind: str, point_px: int) -> tuple[NDArray[np.f
 def _parted(
     classes: tuple[str, ...], pictures: list[Picture], images: list[LabelledImage], seed: int, problems: list[str]
 ) -> Labels:
-    unit_of = _units([picture.digest for picture in pictures], [image.group for image in images])
+    thumbnails = [duplicates.thumbnail(picture.pixels_HWC) for picture in pictures]
+    copies, _ = duplicates.copies([picture.digest for picture in pictures], thumbnails)
+    unit_of = duplicates.units(copies, [image.group for image in images])
     rows = [(Picture(p.pixels_HWC, p.truth_N4, p.label_N, p.size_px, p.digest, unit), image.split)
             for p, image, unit in zip(pictures, images, unit_of, strict=True)]  # fmt: skip
     rows.sort(key=lambda row: row[0].digest)
@@ -225,8 +228,8 @@ def _parted(
         shared = {picture.unit for picture in test}
         kept = [picture for picture in train if picture.unit not in shared]
         if len(kept) < len(train):
-            problems.append(f"{len(train) - len(kept)} training images have the bytes or the group of a test image "
-                            "and are left out")  # fmt: skip
+            problems.append(f"{len(train) - len(kept)} training images are copies of a test image, or of its "
+                            "group, and are left out")  # fmt: skip
         train = kept
     else:
         all_of_them = [picture for picture, _ in rows]
@@ -235,23 +238,6 @@ def _parted(
         test = [picture for picture in all_of_them if picture.unit not in units]
         words = f"{len(units)} of {len({p.unit for p in all_of_them})} units to train, the others to test, seed {seed}"
     return _checked(classes, train, test, words, problems)
-
-
-def _units(digests: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """Images that share bytes or a group, directly or through others, have the same number."""
-    root = list(range(len(digests)))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
-
-    first: dict[tuple[str, str], int] = {}
-    for i, (digest, group) in enumerate(zip(digests, groups, strict=True)):
-        for name in [("bytes", digest)] + ([("group", group)] if group else []):
-            a, b = sorted((find(i), find(first.setdefault(name, i))))
-            root[b] = a
-    return [find(i) for i in range(len(digests))]
 
 
 def _train_units(pictures: Sequence[Picture], classes: int, seed: int) -> set[int]:

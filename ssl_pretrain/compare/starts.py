@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import huggingface_hub
 import timm
-import torch
 
 from ssl_pretrain import artefact
 from ssl_pretrain.artefact import find, load_backbone
-from ssl_pretrain.backbones import Backbone, InputSpec
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.named import named
 
@@ -91,31 +88,13 @@ def _imagenet(own: Start, folder: Path) -> Start:
     loaded = load_backbone(own.folder)
     if loaded.card["family"] != "timm" or not timm.models.is_model_pretrained(own.architecture):
         raise UsageError(f"no ImageNet weights of {own.architecture} are published with timm: left out")
-    published = timm.get_pretrained_cfg(own.architecture)
-    file = _on_this_machine(published.hf_hub_id, published.hf_hub_filename, published.url)
+    family = named("backbones", "timm")
+    file = family.at_hand(own.architecture)
     if file is None:
         raise UsageError(
             f"ImageNet weights of {own.architecture} are not on this machine, and nothing is downloaded: left out; "
             "artefact.write(Path(FOLDER), artefact.resolve('timm:NAME'), {}) where they are makes one for --against"
         )
-    config = loaded.backbone.config()
-    overlay = {"file": str(file)}
-    with torch.random.fork_rng(devices=[]):  # which building networks draws from
-        network = timm.create_model(
-            own.architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **config["model_args"]
-        )
-        backbone: Backbone = named("backbones", "timm").from_config(config)
-        backbone.load_weights(network.state_dict())
-        backbone.input = InputSpec(tuple(published.mean), tuple(published.std), loaded.input.size_px)
-        artefact.write(folder / IMAGENET, backbone, {"method": IMAGENET, "source": f"timm {published.hf_hub_id}"})
+    backbone = family.from_file(loaded.backbone.config(), file)
+    artefact.write(folder / IMAGENET, backbone, {"method": IMAGENET, "source": f"timm {own.architecture}"})
     return _start(IMAGENET, folder / IMAGENET, pretrained=True)
-
-
-def _on_this_machine(repository: str | None, file: str | None, url: str | None) -> Path | None:
-    """Weights in the cache of Hugging Face's hub or of torch's; None where there are none."""
-    for name in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
-        found = huggingface_hub.try_to_load_from_cache(repository, name) if repository else None
-        if isinstance(found, str):
-            return Path(found)
-    checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / (url or "").rpartition("/")[2]
-    return checkpoint if url and checkpoint.is_file() else None

@@ -80,7 +80,7 @@ def imagenet(backbone: Backbone) -> Backbone | None:
     if not isinstance(backbone, timm.TimmViT | timm.TimmPyramid):
         return None
     file = timm.at_hand(backbone.name)
-    published: Backbone | None = None if file is None else timm.from_file(backbone.name, file).eval()
+    published: Backbone | None = None if file is None else timm.from_file(backbone.config(), file).eval()
     return published
 
 

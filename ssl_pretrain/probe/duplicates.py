@@ -19,6 +19,8 @@ Shapes: N images, P pairs, H = W = 64 pixels of a thumbnail, h = w = 32, K parts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import faiss
 import numpy as np
 from PIL import Image
@@ -100,6 +102,42 @@ def families(pair_P2: np.ndarray) -> tuple[list[list[int]], int]:
         else:
             alike += len(family)
     return joined, alike
+
+
+def copies(digests: Sequence[str], thumbnails: Sequence[np.ndarray | None]) -> tuple[list[int], int]:
+    """For each image the first one that shows the same, by its bytes or as a near-duplicate; and, as `families`, how
+    many are look-alikes. Images without a thumbnail are compared by their bytes alone.
+    """
+    first: dict[str, int] = {}
+    for i, digest in enumerate(digests):
+        first.setdefault(digest, i)
+    seen = [(i, thumbnail) for i, thumbnail in enumerate(thumbnails) if first[digests[i]] == i]
+    numbers = [i for i, thumbnail in seen if thumbnail is not None]
+    shown = [thumbnail for _, thumbnail in seen if thumbnail is not None]
+    found, alike = families(near(np.stack(shown))) if shown else ([], 0)
+    head = {numbers[member]: numbers[family[0]] for family in found for member in family}
+    return [head.get(first[digest], first[digest]) for digest in digests], alike
+
+
+def units(copy_N: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Images that are copies or of one group, directly or through others, have the number of the first of them.
+
+    >>> units([0, 1, 0, 3, 4], ["a", "", "b", "b", ""])
+    [0, 1, 0, 0, 4]
+    """
+    root = list(range(len(copy_N)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    first: dict[str | int, int] = {}
+    for i, (copy, group) in enumerate(zip(copy_N, groups, strict=True)):
+        for name in (copy, group) if group else (copy,):
+            a, b = sorted((find(i), find(first.setdefault(name, i))))
+            root[b] = a
+    return [find(i) for i in range(len(copy_N))]
 
 
 def hashes(thumbnail_NHW: np.ndarray) -> np.ndarray:

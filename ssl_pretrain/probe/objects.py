@@ -135,8 +135,10 @@ def cut(
         warnings.simplefilter("ignore")
         list(pool.map(_fill, fields, places))
     hashed = [field for field in fields if field.digest]
-    alike = _set_copies(hashed)
-    _set_units(hashed)
+    copies, alike = duplicates.copies([f.digest for f in hashed], [f.thumbnail for f in hashed])
+    units = duplicates.units(copies, [f.image.group for f in hashed])
+    for field, copy, unit in zip(hashed, copies, units, strict=True):
+        field.copy, field.unit = copy, unit
     groups = _groups(hashed)
     parted, split, problems = _part(hashed, bank_fraction, seed, groups)
     repeated = len(parted) - len({field.copy for field in parted})
@@ -274,41 +276,10 @@ def _keyed_bank(fields: list[_Field], bank_fraction: float, seed: int) -> tuple[
     return {units[i] for i in best}, len(units)
 
 
-def _set_copies(fields: list[_Field]) -> int:
-    """Sets `copy`; returns how many images look alike without being copies."""
-    first = {field.digest: i for i, field in reversed(list(enumerate(fields)))}
-    seen = [(i, field.thumbnail) for i, field in enumerate(fields) if first[field.digest] == i]
-    numbers = [i for i, thumbnail in seen if thumbnail is not None]
-    shown = [thumbnail for _, thumbnail in seen if thumbnail is not None]
-    families, alike = duplicates.families(duplicates.near(np.stack(shown))) if shown else ([], 0)
-    head = {numbers[member]: numbers[family[0]] for family in families for member in family}
-    for field in fields:
-        field.copy = head.get(first[field.digest], first[field.digest])
-    return alike
-
-
 def _groups(fields: list[_Field]) -> int:
     """How many groups are given; 0 where no two images share one."""
     given = [field.image.group for field in fields if field.image.group]
     return len(set(given)) if len(set(given)) < len(given) else 0
-
-
-def _set_units(fields: list[_Field]) -> None:
-    """Union-find over shared groups and copies; a unit has the number of its first field."""
-    root = list(range(len(fields)))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
-
-    first: dict[tuple[str, str | int], int] = {}
-    for i, field in enumerate(fields):
-        for name in [("copy", field.copy)] + ([("group", field.image.group)] if field.image.group else []):
-            a, b = sorted((find(i), find(first.setdefault(name, i))))
-            root[b] = a
-    for i, field in enumerate(fields):
-        field.unit = find(i)
 
 
 def _repeats(parted: list[_Field], repeated: int, alike: int) -> list[str]:

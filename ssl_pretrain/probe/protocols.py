@@ -52,7 +52,9 @@ class Question:
     name: str
     features: Features
     figures: tuple[str, ...]
-    """Those that are shown; the first is compared between backbones."""
+    """Those that are shown."""
+    compared: str
+    """The one that is compared between backbones."""
     judge: Judge
 
 
@@ -67,12 +69,13 @@ class NamedProtocol:
     """Each unit against all others, where the data set has no split of its own; else 65 % of the units are the bank."""
 
 
-def _both(name: str, figures: tuple[str, ...], judge: Judge) -> tuple[Question, ...]:
-    return tuple(Question(name, features, figures, judge) for features in MEANING)
+def _both(name: str, figures: tuple[str, ...], compared: str, judge: Judge) -> tuple[Question, ...]:
+    return tuple(Question(name, features, figures, compared, judge) for features in MEANING)
 
 
-SHOTS = tuple(f"balanced_accuracy_{shots}" for shots in (5, 1, 10))
+SHOTS = tuple(f"balanced_accuracy_{shots}" for shots in (1, 5, 10))
 RECALLS = "balanced_accuracy", "accuracy", "macro_f1"
+BALANCED = RECALLS[0]
 PROTOCOLS = {
     each.name: each
     for each in (
@@ -80,24 +83,24 @@ PROTOCOLS = {
             "objects/v1",
             "k-NN (k 20, T 0.07), ridge, class means of 1, 5 and 10 examples, and retrieval, on crops and on maps",
             (
-                *_both("k-NN", RECALLS, partial(knn.judge, k=20, temperature=0.07)),
-                *_both("linear", RECALLS, linear.judge),
-                *_both("few-shot", SHOTS, partial(few_shot.judge, shots=(1, 5, 10), draws=20)),
-                *_both("retrieval", ("map_balanced", "map"), retrieval.judge),
+                *_both("k-NN", RECALLS, BALANCED, partial(knn.judge, k=20, temperature=0.07)),
+                *_both("linear", RECALLS, BALANCED, linear.judge),
+                *_both("few-shot", SHOTS, SHOTS[1], partial(few_shot.judge, shots=(1, 5, 10), draws=20)),
+                *_both("retrieval", ("map_balanced", "map"), "map_balanced", retrieval.judge),
             ),
             everything=True,
         ),
         NamedProtocol(
             "objects-knn/v0",
             "k-NN (k 20, T 0.07) on crops: what a training shows while it runs",
-            (Question("k-NN", "crop", RECALLS, partial(knn.judge, k=20, temperature=0.07)),),
+            (Question("k-NN", "crop", RECALLS, BALANCED, partial(knn.judge, k=20, temperature=0.07)),),
             everything=False,
         ),
         NamedProtocol(
             "dino-knn",
             "k 10, 20, 100, 200, T 0.07 (Caron et al., ICCV 2021, eval_knn.py), on crops",
             tuple(
-                Question(f"k-NN {k}", "crop", RECALLS[1::-1], partial(knn.judge, k=k, temperature=0.07))
+                Question(f"k-NN {k}", "crop", RECALLS[1::-1], "accuracy", partial(knn.judge, k=k, temperature=0.07))
                 for k in (10, 20, 100, 200)
             ),
             everything=False,
@@ -105,7 +108,7 @@ PROTOCOLS = {
         NamedProtocol(
             "lightly-knn",
             "k 200, T 0.1 (the default of lightly's knn_predict; Wu et al., CVPR 2018), on crops",
-            (Question("k-NN 200", "crop", RECALLS[1::-1], partial(knn.judge, k=200, temperature=0.1)),),
+            (Question("k-NN 200", "crop", RECALLS[1::-1], "accuracy", partial(knn.judge, k=200, temperature=0.1)),),
             everything=False,
         ),
     )
@@ -159,7 +162,7 @@ class Report:
         ]  # fmt: skip
         differences = [
             {**tags, "backbone": self.answers[0].backbone, "than": d.other, "probe": d.question.name,
-             "features": d.question.features, "figure": d.question.figures[0], **vars(d.interval),
+             "features": d.question.features, "figure": d.question.compared, **vars(d.interval),
              "sentence": d.sentence}
             for d in self.differences
         ]  # fmt: skip
@@ -228,7 +231,7 @@ def ask(
             judged = question.judge(objects, features[question.features], seed=seed)
             intervals = judged.tally.intervals(rounds, seed)
             answers.append(Answer(name, fingerprint(network), question, judged, intervals))
-            notes += [f"{name}, {question.name}, {question.features}: {note}" for note in judged.notes]
+            notes += [f"{question.name}: {note}" for note in judged.notes]
     differences = _differences(answers, rounds, seed)
     return Report(
         protocol, objects, tuple(answers), tuple(differences), seed, short_side_px, tuple(dict.fromkeys(notes))
@@ -253,9 +256,9 @@ def _differences(answers: Sequence[Answer], rounds: int, seed: int) -> list[Diff
     found = []
     for mine in (a for a in answers if a.backbone == answers[0].backbone):
         for other in (a for a in answers if a.question is mine.question and a is not mine):
-            figure = mine.question.figures[0]
+            figure = mine.question.compared
             interval = paired(mine.judged.tally, other.judged.tally, rounds, seed)[figure]
-            what = f"{figure.replace('_', ' ')} ({mine.question.name}, {mine.question.features})"
+            what = f"{_words(figure)} ({mine.question.name}, {mine.question.features})"
             sentence = verdict(interval, mine.backbone, other.backbone, what)
             found.append(Difference(mine.question, other.backbone, interval, sentence))
     return found
@@ -274,7 +277,7 @@ def table(report: Report) -> Group:
         cells = {a.backbone: a.intervals for a in report.answers if a.question is question}
         for figure in question.figures:
             row = [_cell(cells[name][figure]) if name in cells else "–" for name in names]
-            side_by_side.add_row(question.name, question.features, figure.replace("_", " "), *row)
+            side_by_side.add_row(question.name, question.features, _words(figure), *row)
         side_by_side.add_section()
     o = report.objects
     units = len(np.unique(o.unit_N[o.query_N]))
@@ -288,6 +291,16 @@ def table(report: Report) -> Group:
     lines += [f"note: {note}" for note in report.notes]
     # Text, because rich would read a class called "[red]" as markup.
     return Group(Text("\n".join(head)), side_by_side, _per_class(report), Text("\n".join(lines)))
+
+
+def _words(figure: str) -> str:
+    """For people.
+
+    >>> _words("map_balanced"), _words("balanced_accuracy_5")
+    ('map balanced', 'balanced accuracy of 5 shots')
+    """
+    name, _, shots = figure.rpartition("_")
+    return f"{name.replace('_', ' ')} of {shots} shots" if shots.isdigit() else figure.replace("_", " ")
 
 
 def _cell(interval: Interval) -> str:
