@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--window-px", type=int, help="of all views; for ours only, as lightly has no windows")
+    parser.add_argument("--preset", help="of all views, which says what images they are; for ours only")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--probes", type=int, default=1, help="during each of our runs, for benchmarks/choosing.py")
@@ -108,7 +109,9 @@ def main() -> None:
         for seed in range(given.seeds):
             rows.append(row(method, "random", seed, 0.0, settled(fresh(method, seed), objects.crops_NSSC), objects))
             for kind in (
-                ("lightly", "paper", "auto") if method in LIGHTLY and not given.window_px else ("paper", "auto")
+                ("lightly", "paper", "auto")
+                if method in LIGHTLY and not (given.window_px or given.preset)
+                else ("paper", "auto")
             ):
                 began = time.monotonic()
                 trained = lightly(method, seed, folder, given) if kind == "lightly" else ours(method, kind, seed, given)
@@ -192,14 +195,15 @@ def ours(method: str, kind: str, seed: int, given: argparse.Namespace) -> Backbo
     backbone, sides = OURS[method]
     recipe = {
         "seed": seed, "backbone": backbone, "auto": kind == "auto", "method": {"name": method, **sides},
-        "views": {"window_px": given.window_px},
+        "views": {"window_px": given.window_px, "preset": given.preset},
         "train": {"steps": given.steps, "batch_size": given.batch}, "probe": {"data": given.probed or given.labelled},
     }  # fmt: skip
     every = max(1, given.steps // (given.probes * (given.count // given.batch)))
     words = ("--probe.every_epochs", str(every), "--probe.size_px", str(SIZE_PX), "--probe.point_px", str(POINT_PX))
     head = QUICK_HEAD if given.quick and kind == "paper" and "global_size_px" in sides else ()
     window = f"_w{given.window_px}" if given.window_px else ""
-    out = given.out / f"{method}_{kind}_{given.steps}x{given.batch}{window}_{seed}"
+    preset = f"_{given.preset}" if given.preset else ""
+    out = given.out / f"{method}_{kind}_{given.steps}x{given.batch}{window}{preset}_{seed}"
     pretrain(recipe, data=given.images, out=out, words=(*words, *head), console=Console(width=150))
     return resolve(str(out))
 

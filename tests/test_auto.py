@@ -164,13 +164,10 @@ def test_a_convolutional_network_on_a_small_set_gets_adamw() -> None:
 
 
 def test_a_teacher_of_few_images_has_something_to_say() -> None:
-    """BatchNorm in the head, and half of the colour jitter where there are prototypes."""
-    few, more = Facts(370, 64, "convnet"), Facts(510_000, 64, "convnet")
-    assert (values(few)["head_norm"], values(few)["color"]) == ("batch", 0.5)
-    assert (values(more)["head_norm"], values(more)["color"]) == ("none", 0.75)
+    """BatchNorm in the head."""
+    assert values(Facts(370, 64, "convnet"))["head_norm"] == "batch"
+    assert values(Facts(510_000, 64, "convnet"))["head_norm"] == "none"
     assert values(Facts(370, 64, "vit"), "ibot")["head_norm"] == "batch"
-    assert values(Facts(370, 64, "vit"), "ibot")["color"] == 0.5
-    assert values(few, "simclr")["color"] == 1.0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -215,7 +212,7 @@ def test_auto_true_asks_for_all_that_is_not_named() -> None:
     assert recipe.auto == {
         "train.warmup", "train.weight_decay", "train.weight_decay_end", "method.teacher_temperature",
         "method.teacher_temperature_start", "method.teacher_temperature_warmup", "method.center_start",
-        "method.head_norm", "method.color", "method.global_scale", "method.local_scale",
+        "method.head_norm", "method.global_scale", "method.local_scale",
     }  # fmt: skip
     assert load({**small("dino"), "auto": True}, ["--train.weight_decay", "0.1"]).auto == recipe.auto - {
         "train.weight_decay", "train.weight_decay_end",

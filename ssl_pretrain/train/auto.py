@@ -33,9 +33,6 @@ which is what the centre averages over, DINO and iBOT swung between one prototyp
 ADAMW, ADAMW_BATCH, ADAMW_DECAY = 1e-3, 64, 0.05
 """Rate and decay of AdamW for a convolutional network on a small set, and the batch that this rate is for: SimCLR and
 DINO (with `head_norm`) learned with it on 370 fields."""
-PALE = 0.5
-"""Strength of the colour jitter for methods with prototypes on a small set: at DINO's 1.0 what a ResNet-18's teacher
-tells crops of 370 fields apart by fell to 0.3 nats by step 100, at 0.5 it kept 0.6 nats and grew."""
 FREEZE_STEPS, FREEZE_MOST = 100, 0.03
 """Steps that the prototypes stand still at least, and the largest share of the run that this may take."""
 WARMUP_STEPS, WARMUP_MOST = 500, 0.1
@@ -247,17 +244,6 @@ def head_norm(case: _Case, key: str) -> Choice:
     return Choice("batch", "a young network's features are so alike that without it the teacher says the same of all")
 
 
-def colour(case: _Case, key: str) -> Choice:
-    """Half of the paper's jitter where there are prototypes and few images, all of it on a million images."""
-    paper, size = case.paper(key), case.size()
-    if "prototypes" not in vars(case.published) or size == 1:
-        return Choice(paper, "the paper's")
-    words = (
-        "in one stain or one light colour tells much: at the paper's strength the teacher told crops apart by little"
-    )
-    return Choice(round(min(PALE, paper) + size * (paper - min(PALE, paper)), 3), words)
-
-
 def rate(case: _Case, key: str) -> Choice:
     """As published; AdamW below a batch of 256 by the square root: 5e-4 at 256 is 2.5e-4 at 64.
 
@@ -342,7 +328,6 @@ RULES: dict[str, Callable[[_Case, str], Choice]] = {
     "method.freeze_last_layer": freeze,
     "method.center_start": centre,
     "method.head_norm": head_norm,
-    "method.color": colour,
     "method.scale": scale,
     "method.global_scale": scale,
     "method.local_scale": scale,
