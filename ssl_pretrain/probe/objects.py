@@ -127,13 +127,7 @@ def cut(
     if min(size_px, point_px) < 1 or min(margin, seed) < 0 or not 0 < bank_fraction < 1:
         raise UsageError("cut: size_px, point_px are 1 or more, margin, seed 0 or more, bank_fraction between 0 and 1")
     fields, degenerate = _lay(labelled, margin, point_px)
-    ends = np.cumsum([len(field.label_M) for field in fields], dtype=np.int64)
-    crops_NSSC = np.empty((int(ends[-1]) if fields else 0, size_px, size_px, 3), np.uint8)
-    places = [crops_NSSC[end - len(field.label_M) : end] for field, end in zip(fields, ends, strict=True)]
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        # Decoding puts the process-wide warning filters aside and back; several threads at it would mix them up.
-        warnings.simplefilter("ignore")
-        list(pool.map(_fill, fields, places))
+    crops_NSSC = _filled(fields, size_px, workers or min(8, os.cpu_count() or 1))
     hashed = [field for field in fields if field.digest]
     copies, alike = duplicates.copies([f.digest for f in hashed], [f.thumbnail for f in hashed])
     units = duplicates.units(copies, [f.image.group for f in hashed])
@@ -165,6 +159,18 @@ def cut(
         repeated_images=repeated,
     )
     return _checked(objects)
+
+
+def _filled(fields: list[_Field], size_px: int, workers: int) -> np.ndarray:
+    """The crops (N, S, S, 3) of all fields, each decoded once; those of a field with a fault are left undefined."""
+    ends = np.cumsum([len(field.label_M) for field in fields], dtype=np.int64)
+    crops_NSSC = np.empty((int(ends[-1]) if fields else 0, size_px, size_px, 3), np.uint8)
+    places = [crops_NSSC[end - len(field.label_M) : end] for field, end in zip(fields, ends, strict=True)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        # Decoding puts the process-wide warning filters aside and back; several threads at it would mix them up.
+        warnings.simplefilter("ignore")
+        list(pool.map(_fill, fields, places))
+    return crops_NSSC
 
 
 @dataclass
