@@ -332,7 +332,8 @@ def _read(stem: Path) -> Run | None:
     """A finished run; None where there is none, or one that cannot be read, which is then made again."""
     try:
         plain = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
-        with np.load(stem.with_name(f"{stem.name}.npz")) as stored:
+        # In memory: numpy leaves a torn file open.
+        with np.load(io.BytesIO(stem.with_name(f"{stem.name}.npz").read_bytes())) as stored:
             ends = np.cumsum(stored["count_I"])[:-1]
             columns = [np.split(stored[name], ends) for name in ("box_D4", "score_D", "label_D")]
         figures = Figures(plain["map"], plain["ap50"], plain["ap75"], plain["per_class"])
