@@ -280,9 +280,9 @@ def test_projector_as_tensorboard_reads_it(tmp_path: Path, objects: bool) -> Non
     side = info.sprite.single_image_dim[0]
     with Image.open(folder / info.sprite.image_path) as sprite:
         assert sprite.size == (3 * side, 3 * side)
-        # the fifth picture is in the middle of the second row of three
-        middle = np.asarray(sprite.crop((side, side, 2 * side, 2 * side)), float)
-    assert abs(middle - made.picture_NSSC[4]).max() <= 1
+        # the sixth picture ends the second row of three
+        last = np.asarray(sprite.crop((2 * side, side, 3 * side, 2 * side)), float)
+    assert abs(last - made.picture_NSSC[5]).max() <= 1
 
 
 def test_a_sprite_stays_small_enough_for_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
