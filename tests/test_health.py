@@ -27,6 +27,8 @@ from ssl_pretrain.train import health, loop, setup, spectrum
 from ssl_pretrain.train.checkup import Checkup
 from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.train.health import GUARDS, Diagnosis, Health, advice, not_finite
+from ssl_pretrain.train.journal import Journal
+from ssl_pretrain.train.pace import Pace
 from ssl_pretrain.train.recipe import load
 
 STEPS = 36
@@ -65,7 +67,7 @@ def test_a_healthy_run_raises_nothing(method: str, pack: Pack, tmp_path: Path) -
     said(method, pack, tmp_path / "a", steps=36)
     assert diagnoses(tmp_path / "a") == {}
     looks = [line for line in lines(tmp_path / "a") if "health/feature_rank" in line]
-    assert [line["step"] for line in looks] == [5, 10, 15, 20, 25, 30, 35]
+    assert [line["step"] for line in looks] == [0, 5, 10, 15, 20, 25, 30, 35]
     assert all(line["health/feature_std"] > 0.05 for line in looks)
     assert ("health/teacher_gap" in looks[-1]) == (method in ("dino", "ibot", "dinov2", "byol"))
 
@@ -75,16 +77,21 @@ def test_looking_changes_no_bit(method: str, pack: Pack, tmp_path: Path, monkeyp
     recipe = small(method, VIT if method == "dino" else None, log_every_steps=1)
     with monkeypatch.context() as patched:
         patched.setattr(loop, "LOOK_EVERY", 1)
-        seldom = loop._label_free
-        patched.setattr(loop, "_judge", lambda run, journal: journal.record(run.step, run.checkup.seldom(), "health"))
+        always = loop.look
+
+        def look(run: loop.Run, journal: Journal, pace: Pace) -> None:
+            pace.owed = True
+            always(run, journal, pace)
+
+        patched.setattr(loop, "look", look)
         pretrain(recipe, data=pack.folder, out=tmp_path / "on")
-        assert loop._label_free is seldom
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_examine", lambda run, journal, means: None)
-        patched.setattr(loop, "_label_free", lambda run, journal: None)
+        patched.setattr(loop, "look", lambda run, journal, pace: None)
+        patched.setattr(Checkup, "often", lambda checkup: {})
         pretrain(recipe, data=pack.folder, out=tmp_path / "off")
-    assert sum("health/feature_std" in line for line in lines(tmp_path / "on")) == 6
-    assert any("health/lidar" in line for line in lines(tmp_path / "on"))
+    assert sum("health/feature_std" in line for line in lines(tmp_path / "on")) == 7
+    assert sum("health/lidar" in line for line in lines(tmp_path / "on")) == 6
     assert not any(key.startswith("health/") for line in lines(tmp_path / "off") for key in line)
     assert same(state(tmp_path / "on"), state(tmp_path / "off"))
 
