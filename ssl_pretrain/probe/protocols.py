@@ -300,7 +300,9 @@ def _words(figure: str) -> str:
     ('map balanced', 'balanced accuracy of 5 shots')
     """
     name, _, shots = figure.rpartition("_")
-    return f"{name.replace('_', ' ')} of {shots} shots" if shots.isdigit() else figure.replace("_", " ")
+    if not shots.isdigit():
+        return figure.replace("_", " ")
+    return f"{name.replace('_', ' ')} of {shots} shot{'s' if shots != '1' else ''}"
 
 
 def _cell(interval: Interval) -> str:
