@@ -261,5 +261,6 @@ def test_one_and_two_processes_train_the_same_network(tmp_path: Path) -> None:
     assert set(one) == set(two)
     assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-10
     logs = [(tmp_path / folder / "metrics.jsonl").read_text().splitlines() for folder in ("one", "two")]
-    for a, b in zip(*([json.loads(line) for line in log] for log in logs), strict=True):
+    lines = [[found for line in log if "train/loss" in (found := json.loads(line))] for log in logs]
+    for a, b in zip(*lines, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)
