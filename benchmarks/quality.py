@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--window-px", type=int, help="of all views; for ours only, as lightly has no windows")
     parser.add_argument("--preset", help="of all views, which says what images they are; for ours only")
+    parser.add_argument("--auto-with", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe, for auto only")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--probes", type=int, default=1, help="during each of our runs, for benchmarks/choosing.py")
@@ -203,8 +204,11 @@ def ours(method: str, kind: str, seed: int, given: argparse.Namespace) -> Backbo
     head = QUICK_HEAD if given.quick and kind == "paper" and "global_size_px" in sides else ()
     window = f"_w{given.window_px}" if given.window_px else ""
     preset = f"_{given.preset}" if given.preset else ""
-    out = given.out / f"{method}_{kind}_{given.steps}x{given.batch}{window}{preset}_{seed}"
-    pretrain(recipe, data=given.images, out=out, words=(*words, *head), console=Console(width=150))
+    own = given.auto_with if kind == "auto" else []
+    named = "".join(f"_{each}" for each in own)
+    out = given.out / f"{method}_{kind}_{given.steps}x{given.batch}{window}{preset}{named}_{seed}"
+    own_words = (word for each in own for word in f"--{each}".split("=", 1))
+    pretrain(recipe, data=given.images, out=out, words=(*words, *head, *own_words), console=Console(width=150))
     return resolve(str(out))
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ssl_pretrain.data.decode import decode
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet, read
-from ssl_pretrain.probe import duplicates
-from ssl_pretrain.probe.duplicates import detail, families, hashes, near, same, thumbnail
+from ssl_pretrain.data import duplicates
+from ssl_pretrain.data.duplicates import detail, families, hashes, near, same, thumbnail
 from ssl_pretrain.probe.objects import Objects, cut, leave_one_out
 
 HEIGHT, WIDTH = 240, 320

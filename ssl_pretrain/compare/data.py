@@ -17,7 +17,7 @@ from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.probe import duplicates
+from ssl_pretrain.data import duplicates
 
 TRAIN_FRACTION = 0.65
 """Of the units, where the data set has no split of its own; as the probe has it."""
