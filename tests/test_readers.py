@@ -172,7 +172,7 @@ def test_points(tmp_path: Path) -> None:
     }
     assert all(item.boxes_N4.shape == (len(item.labels), 4) for item in labelled.images)
     assert {item.path.name: item.split for item in labelled.images if item.split} == {"b.png": "val"}
-    assert labelled.found == "4 points of 3 classes in 4 labelled of 8 images"
+    assert labelled.found == "6 points of 3 classes in 4 images (val 1), 2 of them left out"
     assert list(labelled.problems) == [
         "a.png: left out, a.jpg has the same label file",
         "bad.png: image left out, unknown_format (not one of JPEG, PNG, WEBP, TIFF, BMP, GIF)",
@@ -259,7 +259,7 @@ def test_voc(tmp_path: Path) -> None:
         "c.png": (("WBC",), [[0, 0, 48, 64]]),
     }
     assert {item.path.name: item.split for item in labelled.images} == {"a.jpg": "train", "b.png": "val", "c.png": None}
-    assert labelled.found == "4 boxes of 2 classes in 3 images (train 1, val 1)"
+    assert labelled.found == "10 boxes of 2 classes in 3 images (train 1, val 1), 6 of them left out"
     assert labelled.images[1].boxes_N4.shape == (0, 4)
     assert list(labelled.problems) == [
         "train.txt: lists z, which has no XML file",
@@ -306,7 +306,8 @@ def test_bccd() -> None:
     labelled = read(real_data("bccd"))
     assert labelled.format == "voc" and len(labelled.images) == 364
     counts = Counter(label for item in labelled.images for label in item.labels)
-    # the 4155 RBC that are published include two boxes without size
+    assert labelled.annotated == {"RBC": 4155, "WBC": 372, "Platelets": 361}
+    assert labelled.found == "4888 boxes of 3 classes in 364 images (train 205, val 87, test 72), 2 of them left out"
     assert counts == {"RBC": 4153, "WBC": 372, "Platelets": 361}
     assert list(labelled.problems) == [
         "BloodImage_00338.xml: object 13 (RBC) left out, zero-size box at (504, 337)",

@@ -1,7 +1,8 @@
 """Labelled images in the formats that people have. One file a format, found by looking at the folder.
 
 A format's module has `LAYOUT` (a few words on what it looks for), `recognise(root) -> bool` and
-`read(root) -> LabelledSet`. What cannot be used is left out and said in `problems`; nothing is repaired in silence.
+`read(root) -> LabelledSet`. What cannot be used is left out and said in `problems`; nothing is repaired in silence,
+and `annotated` counts it nevertheless. `data.gathering` has what all of them need.
 
 Shapes: N objects of an image.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 import math
 import pkgutil
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from ssl_pretrain.data.decode import header_size
 from ssl_pretrain.data.files import Rejected, escape, scan
+from ssl_pretrain.data.shapes import Shape
 from ssl_pretrain.errors import DataError
 from ssl_pretrain.named import named, names
 
@@ -47,6 +49,8 @@ class LabelledImage:
     """Images of one group are not told apart by a split; an image alone is its own group."""
     split: str | None
     """`train`, `val` or `test` where the data set says so."""
+    shapes: tuple[Shape | None, ...] = ()
+    """The outline of each box; empty where the format has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,8 @@ class LabelledSet:
     images: tuple[LabelledImage, ...]
     problems: tuple[str, ...]
     """One line each, on what was left out or looks wrong."""
+    annotated: Mapping[str, int] = field(default_factory=dict)
+    """How many objects of each class the label files have, those that were left out too."""
 
 
 def read(root: Path, format: str | None = None) -> LabelledSet:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
-from ssl_pretrain.data.readers import LabelledImage, LabelledSet, classes_of, number, size_or_none, split_of
+from ssl_pretrain.data.gathering import Gathering
+from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "images/ with labels/<name>.txt of lines `x y class`"
@@ -44,8 +43,8 @@ def read(root: Path) -> LabelledSet:
         raise DataError(f"{escape(str(root))} has {len(label_files)} label files in labels/ but no image in images/")
     if not label_files:
         raise DataError(f"{escape(str(root))} has {len(names)} images in images/ but no label file in labels/")
-    problems: list[str] = []
-    images: list[LabelledImage] = []
+    gathering = Gathering("points", "point")
+    problems = gathering.problems
     used: dict[str, str] = {}
     for name in names:
         label_file = _stem(name) + ".txt"
@@ -55,15 +54,10 @@ def read(root: Path) -> LabelledSet:
             problems.append(f"{escape(name)}: left out, {escape(used[label_file])} has the same label file")
         else:
             used[label_file] = name
-            image = _image(root, name, label_file, problems)
-            if image is not None:
-                images.append(image)
+            _image(root, name, label_file, gathering)
     for label_file in sorted(label_files - used.keys()):
         problems.append(f"{escape(label_file)}: labels without an image (missing image)")
-    count = sum(len(image.labels) for image in images)
-    classes = classes_of(images)
-    found = f"{count} points of {len(classes)} classes in {len(images)} labelled of {len(names)} images"
-    return LabelledSet("points", found, "point", classes, tuple(images), tuple(problems))
+    return gathering.done()
 
 
 def _label_files(root: Path) -> set[str]:
@@ -93,32 +87,28 @@ def _point(line: str) -> tuple[float, float, str]:
     x, y, label = re.split(r"\s*,\s*|\s+", line, maxsplit=2)
     if re.fullmatch(r"[-+.\deE]+([\s,]+[-+.\deE]+)+", label):
         raise ValueError("more than three numbers")
-    return number(x), number(y), escape(label)
+    return number(x), number(y), label
 
 
-def _image(root: Path, name: str, label_file: str, problems: list[str]) -> LabelledImage | None:
-    size_px = size_or_none(root / "images" / name, problems, name)
+def _image(root: Path, name: str, label_file: str, gathering: Gathering) -> None:
+    size_px = size_or_none(root / "images" / name, gathering.problems, name)
     if size_px is None:
-        return None
+        return
     try:
         lines = _lines(root / "labels" / label_file)
     except (Rejected, UnicodeDecodeError) as error:
-        problems.append(f"{escape(label_file)}: left out with its image, cannot be read ({escape(str(error))})")
-        return None
+        gathering.problems.append(
+            f"{escape(label_file)}: left out with its image, cannot be read ({escape(str(error))})"
+        )
+        return
     if not lines:
-        problems.append(f"{escape(label_file)}: empty label file (no objects)")
-    points: list[tuple[float, float]] = []
-    labels: list[str] = []
+        gathering.problems.append(f"{escape(label_file)}: empty label file (no objects)")
+    objects = gathering.objects(size_px)
     for i, line in enumerate(lines, 1):
         try:
             x, y, label = _point(line)
         except ValueError:
-            problems.append(f"{escape(label_file)}: malformed line {i}: {escape(line[:80])}")
+            gathering.problems.append(f"{escape(label_file)}: malformed line {i}: {escape(line[:80])}")
             continue
-        if not (0 <= x <= size_px[0] and 0 <= y <= size_px[1]):
-            problems.append(f"{escape(label_file)}: point {i} at ({x:g}, {y:g}) is outside the image")
-            continue
-        points.append((x, y))
-        labels.append(label)
-    boxes_N4 = np.tile(np.array(points, np.float64).reshape(-1, 2), (1, 2))
-    return LabelledImage(root / "images" / name, size_px, boxes_N4, tuple(labels), escape(name), split_of(name))
+        objects.point(f"{escape(label_file)}: point {i}", label, x, y)
+    gathering.add(root / "images" / name, name, objects)

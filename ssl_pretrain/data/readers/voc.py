@@ -9,20 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
-from ssl_pretrain.data.readers import (
-    SPLITS,
-    LabelledImage,
-    LabelledSet,
-    classes_of,
-    number,
-    size_or_none,
-    stays_inside,
-)
+from ssl_pretrain.data.gathering import Gathering, Objects
+from ssl_pretrain.data.readers import SPLITS, LabelledSet, number, size_or_none, stays_inside
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "Annotations/*.xml of Pascal VOC beside JPEGImages/"
@@ -43,12 +35,11 @@ def read(root: Path) -> LabelledSet:
         raise DataError(f"{escape(str(root))} has {len(xml_files)} XML files in Annotations/ but no folder of images")
     if not xml_files:
         raise DataError(f"{escape(str(root))} has {len(names)} images in {folder}/ but no XML file in Annotations/")
-    problems: list[str] = []
-    images: list[LabelledImage] = []
+    gathering = Gathering("voc", "box")
+    problems = gathering.problems
     splits = _splits(root, {path.stem for path in xml_files}, problems)
     by_stem = {name.rpartition(".")[0]: name for name in reversed(names)}
     known, used = set(names), dict[str, str]()
-    clipped = 0
     for path in xml_files:
         tree = _parse(path, problems)
         if tree is None:
@@ -64,24 +55,11 @@ def read(root: Path) -> LabelledSet:
         if size_px is None:
             continue
         _compare_size(tree, path, size_px, problems)
-        boxes, labels, cut = _objects(tree, path, size_px, problems)
-        clipped += cut
-        boxes_N4 = np.array(boxes, np.float64).reshape(-1, 4)
-        images.append(
-            LabelledImage(root / folder / name, size_px, boxes_N4, labels, escape(name), splits.get(path.stem))
-        )
+        objects = gathering.objects(size_px)
+        _objects(tree, path, objects)
+        gathering.add(root / folder / name, name, objects, split=splits.get(path.stem))
     problems += [f"{escape(name)}: left out, missing label file (unlabelled)" for name in names if name not in used]
-    if clipped:
-        problems.append(f"{clipped} boxes reached over the edge of their image and were clipped")
-    return LabelledSet("voc", _found(images), "box", classes_of(images), tuple(images), tuple(problems))
-
-
-def _found(images: list[LabelledImage]) -> str:
-    count = sum(len(image.labels) for image in images)
-    sizes = {split: sum(image.split == split for image in images) for split in SPLITS}
-    parts = ", ".join(f"{split} {size}" for split, size in sizes.items() if size)
-    classes = len(classes_of(images))
-    return f"{count} boxes of {classes} classes in {len(images)} images" + (f" ({parts})" if parts else "")
+    return gathering.done()
 
 
 def _xml_files(root: Path) -> list[Path]:
@@ -165,33 +143,12 @@ def _compare_size(tree: Any, path: Path, size_px: tuple[int, int], problems: lis
         problems.append(f"{escape(path.name)}: says {stated_size} px, but the image is {size_px[0]} x {size_px[1]}")
 
 
-def _objects(
-    tree: Any, path: Path, size_px: tuple[int, int], problems: list[str]
-) -> tuple[list[list[float]], tuple[str, ...], int]:
-    """Boxes clipped to the image, their labels, and how many were clipped."""
-    boxes: list[list[float]] = []
-    labels: list[str] = []
-    clipped = 0
-    width, height = size_px
+def _objects(tree: Any, path: Path, objects: Objects) -> None:
     for i, thing in enumerate(tree.findall("object"), 1):
-        label = escape((thing.findtext("name") or "").strip())
-        where = f"{escape(path.name)}: object {i} ({label or 'without a name'}) left out"
+        label, where = thing.findtext("name") or "", f"{escape(path.name)}: object {i}"
         try:
             x0, y0, x1, y1 = (number(thing.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
         except ValueError:
-            problems.append(f"{where}, malformed box")
+            objects.lost(where, label, "malformed box")
             continue
-        inside = [min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)]
-        if not label:
-            problems.append(f"{where}, it has no class")
-        elif x1 < x0 or y1 < y0:
-            problems.append(f"{where}, its corners are swapped")
-        elif x1 == x0 or y1 == y0:
-            problems.append(f"{where}, zero-size box at ({x0:g}, {y0:g})")
-        elif inside[0] >= inside[2] or inside[1] >= inside[3]:
-            problems.append(f"{where}, its box is outside the image")
-        else:
-            clipped += inside != [x0, y0, x1, y1]
-            boxes.append(inside)
-            labels.append(label)
-    return boxes, tuple(labels), clipped
+        objects.box(where, label, x0, y0, x1, y1)
