@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_pretrain.data.decode import decode
-from ssl_pretrain.data.readers import LabelledImage, LabelledSet, read
 from ssl_pretrain.data import duplicates
+from ssl_pretrain.data.decode import decode
 from ssl_pretrain.data.duplicates import detail, families, hashes, near, same, thumbnail
+from ssl_pretrain.data.readers import LabelledImage, LabelledSet, read
 from ssl_pretrain.probe.objects import Objects, cut, leave_one_out
 
 HEIGHT, WIDTH = 240, 320

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_pretrain import rng
+from ssl_pretrain.data import duplicates
 from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.data import duplicates
 
 TRAIN_FRACTION = 0.65
 """Of the units, where the data set has no split of its own; as the probe has it."""

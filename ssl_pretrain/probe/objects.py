@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from ssl_pretrain import rng
+from ssl_pretrain.data import duplicates
 from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.data import duplicates
 from ssl_pretrain.probe.features import device_of as device_of
 from ssl_pretrain.probe.features import embed as embed
 from ssl_pretrain.probe.features import pooled_maps as pooled_maps

@@ -32,6 +32,12 @@ KIND = "data.readers"
 FALLBACK = "class_folder"
 """Any tree of images looks like class folders, so that format is asked when no other one answers."""
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What folders and lists call them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +80,11 @@ class LabelledSet:
 def read(root: Path, format: str | None = None) -> LabelledSet:
     """Reads the labelled images under `root`; the format is recognised unless it is named.
 
+    `root` may also be a label file, for formats that have one for all images: so one of several is chosen.
     Raises `DataError` when no format fits, when two do, and when there are images without labels or labels without
     images; `UsageError` for a format that does not exist.
     """
-    if not root.is_dir():
+    if not root.exists():
         raise DataError(f"there is no folder {escape(str(root))}: check the path of the labelled images")
     if format is not None:
         return _checked(root, named(KIND, format).read(root))
@@ -87,8 +94,8 @@ def read(root: Path, format: str | None = None) -> LabelledSet:
         fitting = [FALLBACK]
     if not fitting:
         layouts = "; ".join(f"{name}: {named(KIND, name).LAYOUT}" for name in known)
-        count = len(scan([root]).names)
-        raise DataError(f"no labels found in {escape(str(root))}, which holds {count} images; looked for {layouts}")
+        holds = f", which holds {len(scan([root]).names)} images" if root.is_dir() else ""
+        raise DataError(f"no labels found in {escape(str(root))}{holds}; looked for {layouts}")
     if len(fitting) > 1:
         raise DataError(f"{escape(str(root))} looks like {' and '.join(fitting)}: name the format that is meant")
     return _checked(root, named(KIND, fitting[0]).read(root))
@@ -144,6 +151,10 @@ def stays_inside(name: str) -> bool:
 
 
 def split_of(name: str) -> str | None:
-    """The split that the first folder of a relative path names, if it does."""
+    """The split that the first folder of a relative path names, if it does.
+
+    >>> split_of("Valid/a.png"), split_of("images/a.png")
+    ('val', None)
+    """
     first, _, rest = name.partition("/")
-    return first.lower() if rest and first.lower() in SPLITS else None
+    return SPLIT_WORDS.get(first.lower()) if rest else None
