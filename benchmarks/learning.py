@@ -30,8 +30,9 @@ from ssl_pretrain.artefact import resolve
 from ssl_pretrain.backbones import Backbone, create
 from ssl_pretrain.data import readers, sources
 from ssl_pretrain.errors import SslPretrainError
+from ssl_pretrain.probe.features import embed
 from ssl_pretrain.probe.knn import KnnScore, score
-from ssl_pretrain.probe.objects import Objects, cut, embed, leave_one_out
+from ssl_pretrain.probe.objects import Objects, cut, leave_one_out
 
 RECIPES = ("chula_simclr_resnet18", "chula_dino_resnet18", "chula_mae_vit_tiny")
 SIZE_PX, POINT_PX = 64, 80

@@ -62,12 +62,11 @@ def write(folder: Path, backbone: Backbone, origin: Mapping[str, Any]) -> Path:
 
     Raises `DataError` when a weight is not finite. Files are replaced one by one, `config.json` last.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.weights().items()}
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    weights = _stored(backbone)
     broken = [name for name, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise DataError(f"the backbone is not exported: {broken[0]} holds values that are not finite")
-    content = save_safetensors(weights, metadata={"format": "pt"})
+    content = _file(weights)
     config = backbone.config()
     config["ssl_pretrain"] = {
         "schema": SCHEMA,
@@ -87,6 +86,11 @@ def write(folder: Path, backbone: Backbone, origin: Mapping[str, Any]) -> Path:
     write_durably(folder / "README.md", _readme(folder.name, config).encode())
     write_durably(folder / "config.json", json.dumps(config, indent=2).encode())
     return folder
+
+
+def weights_sha256(backbone: Backbone) -> str:
+    """SHA-256 of the weights' file, as an artefact would have it: equal to its card's `weights_sha256`."""
+    return hashlib.sha256(_file(_stored(backbone))).hexdigest()
 
 
 def read(folder: Path) -> Backbone:
@@ -168,6 +172,15 @@ def resolve(spec: str, size_px: int | None = None) -> Backbone:
         published: Backbone = named("backbones", "timm").pretrained(name)
         return published.eval()
     return read(find(Path(spec)))
+
+
+def _stored(backbone: Backbone) -> dict[str, Tensor]:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.weights().items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def _file(weights: dict[str, Tensor]) -> bytes:
+    return save_safetensors(weights, metadata={"format": "pt"})
 
 
 def _config(folder: Path) -> dict[str, Any]:

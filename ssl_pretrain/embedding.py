@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import save as save_safetensors
 
+from ssl_pretrain.artefact import weights_sha256
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data import pack, readers
 from ssl_pretrain.data.decode import decode, decode_bytes
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.errors import DataError, UsageError
+from ssl_pretrain.probe import knn
 from ssl_pretrain.probe.features import embed
 from ssl_pretrain.probe.objects import crop, cut
 
@@ -212,9 +212,7 @@ def nearest(z_ND: np.ndarray, query_QD: np.ndarray, count: int) -> tuple[np.ndar
     """
     if count < 1:
         raise UsageError(f"nearest: the count is {count}, give 1 or more")
-    index = faiss.IndexFlatIP(z_ND.shape[1])
-    index.add(np.ascontiguousarray(z_ND, np.float32))
-    similarity_QK, found_QK = index.search(np.ascontiguousarray(query_QD, np.float32), min(count, len(z_ND)))
+    similarity_QK, found_QK = knn.search(z_ND, query_QD, min(count, len(z_ND)))
     return found_QK, similarity_QK
 
 
@@ -260,15 +258,8 @@ def farthest_first(z_ND: np.ndarray, count: int, start: int | np.ndarray) -> tup
         far.append(float(gap_N[chosen[-1]]))
 
 
-def weights_hash(backbone: Backbone) -> str:
-    """SHA-256 of the weights as an artefact stores them: equal to its card's `weights_sha256`."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.weights().items()}
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    return hashlib.sha256(save_safetensors(weights, metadata={"format": "pt"})).hexdigest()
-
-
 def _about(backbone: Backbone) -> dict[str, Any]:
-    return {"backbone": backbone.name, "weights_sha256": weights_hash(backbone)}
+    return {"backbone": backbone.name, "weights_sha256": weights_sha256(backbone)}
 
 
 def _said(problems: list[str]) -> tuple[str, ...]:

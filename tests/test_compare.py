@@ -33,6 +33,7 @@ from ssl_pretrain.compare.judging import average_precision, judge, matched, resa
 from ssl_pretrain.data import readers, synthetic
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, NotProven, SslPretrainError, UsageError
+from ssl_pretrain.probe import statistics
 
 TINY = Settings(fractions=(0.3, 1.0), seeds=1, steps=3, short_side_px=64, channels=16, evaluations=2, rounds=20)
 CPU = torch.device("cpu")
@@ -308,7 +309,7 @@ def test_students_quantiles_are_scipys() -> None:
     [(0.01, 0.2, "better"), (-0.2, -0.01, "worse"), (-0.1, 0.1, "not distinguishable"), (0, 0, "not distinguishable")],
 )
 def test_the_verdict_is_the_intervals(low: float, high: float, words: str) -> None:
-    assert judging.verdict(judging.Interval((low + high) / 2, low, high)) == words
+    assert statistics.side(judging.Interval((low + high) / 2, low, high)) == words
 
 
 # --- the detector -----------------------------------------------------------------------------------------------------

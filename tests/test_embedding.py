@@ -19,6 +19,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from ssl_pretrain import artefact, cli
 from ssl_pretrain import embedding_files as files
+from ssl_pretrain.artefact import weights_sha256
 from ssl_pretrain.backbones import create
 from ssl_pretrain.data.building import build
 from ssl_pretrain.embedding import (
@@ -30,7 +31,6 @@ from ssl_pretrain.embedding import (
     like,
     nearest,
     select,
-    weights_hash,
     windows,
 )
 from ssl_pretrain.errors import DataError, UsageError
@@ -132,7 +132,7 @@ def test_the_hash_is_that_of_the_artefact(tmp_path: Path) -> None:
     backbone = create("test_resnet")
     artefact.write(tmp_path, backbone, {})
     card = json.loads((tmp_path / "config.json").read_text())["ssl_pretrain"]
-    assert weights_hash(backbone) == card["weights_sha256"] != weights_hash(create("test_resnet"))
+    assert weights_sha256(backbone) == card["weights_sha256"] != weights_sha256(create("test_resnet"))
 
 
 # --- search and choice ------------------------------------------------------------------------------------------------

@@ -52,6 +52,13 @@ def test_cheap_probes_come_at_each_epoch_that_was_asked_for() -> None:
     assert pace.figures()["share"] == pytest.approx(0.5 / 100.5)
 
 
+def test_the_last_step_is_not_probed_twice() -> None:
+    _, steps = probed(ProbeSection(every_epochs=2), steps=109, step_s=1, probe_s=0.1)
+    assert steps == [20, 40, 60, 80, 109]
+    _, steps = probed(ProbeSection(every_epochs=2), steps=110, step_s=1, probe_s=0.1)
+    assert steps == [20, 40, 60, 80, 100, 110]
+
+
 def test_minutes_win_over_epochs() -> None:
     _, steps = probed(ProbeSection(every_epochs=1, every_minutes=0.5), steps=100, step_s=1, probe_s=0)
     assert steps == [30, 60, 90, 100]

@@ -98,7 +98,7 @@ def test_interval_is_wider_with_fewer_images_and_with_clustered_errors():
 
 def one_by_one(image_Q, units, rounds, seed):
     """The objects of each round, resampled image by image."""
-    times_RU = np.concatenate(list(statistics._resamples(units, rounds, seed)))
+    times_RU = np.concatenate(list(statistics.resamples(units, rounds, seed)))
     assert times_RU.shape == (rounds, units) and (times_RU.sum(axis=1) == units).all()
     for times_U in times_RU.astype(int):
         drawn = [np.flatnonzero(image_Q == u) for u, times in enumerate(times_U) for _ in range(times)]
@@ -117,9 +117,9 @@ def test_bootstrap_equals_resampling_the_images_one_by_one():
 
 
 def test_resampling_is_seeded_and_in_blocks():
-    again = [np.concatenate(list(statistics._resamples(30, 40, seed))) for seed in (0, 0, 1)]
+    again = [np.concatenate(list(statistics.resamples(30, 40, seed))) for seed in (0, 0, 1)]
     assert (again[0] == again[1]).all() and (again[0] != again[2]).any()
-    blocks = list(statistics._resamples(1_500_000, 3, 0))
+    blocks = list(statistics.resamples(1_500_000, 3, 0))
     assert [len(block) for block in blocks] == [2, 1]
     assert (blocks[0][0] != blocks[1][0]).any()
 

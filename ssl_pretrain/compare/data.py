@@ -21,7 +21,6 @@ from ssl_pretrain.errors import DataError, UsageError
 
 TRAIN_FRACTION = 0.65
 """Of the units, where the data set has no split of its own; as the probe has it."""
-VALIDATION = {"val", "valid", "validation", "dev"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +217,7 @@ def _parted(
             for p, image, unit in zip(pictures, images, unit_of, strict=True)]  # fmt: skip
     rows.sort(key=lambda row: row[0].digest)
     given = {split.lower() for _, split in rows if split is not None}
-    asked = {"test"} if "test" in given else given & VALIDATION
+    asked = {"test"} if "test" in given else given & {"val"}
     if asked and given - asked:
         test = [p for p, split in rows if split is not None and split.lower() in asked]
         train = [p for p, split in rows if split is not None and split.lower() not in asked]

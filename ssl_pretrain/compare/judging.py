@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_pretrain import rng
 from ssl_pretrain.compare.data import Picture
 from ssl_pretrain.compare.detector import Detections
 from ssl_pretrain.errors import UsageError
+from ssl_pretrain.probe import statistics
 from ssl_pretrain.probe.statistics import Interval
 
 F64 = NDArray[np.float64]
@@ -133,10 +133,7 @@ def average_precision(matched_C: Sequence[Matched], times_RI: F64) -> F64:
 def resamples(unit_I: Sequence[int], rounds: int, seed: int) -> F64:
     """How often each round draws each image (R, I): whole units with replacement, as many as there are."""
     units, at_I = np.unique(np.asarray(unit_I), return_inverse=True)
-    key = rng.fold_in(rng.key(seed, "compare bootstrap"), np.arange(rounds))
-    drawn_RU = (rng.uniform(key, len(units)) * len(units)).astype(np.int64)
-    times_RU = np.stack([np.bincount(drawn_U, minlength=len(units)) for drawn_U in drawn_RU])
-    return times_RU[:, at_I].astype(np.float64)
+    return np.concatenate([times_RU[:, at_I] for times_RU in statistics.resamples(len(units), rounds, seed)])
 
 
 def interval(value_S: F64, value_SR: F64) -> Interval:
@@ -161,13 +158,6 @@ def interval(value_S: F64, value_SR: F64) -> Interval:
     return Interval(
         mean, mean - math.hypot(max(mean - low, 0), of_seeds), mean + math.hypot(max(high - mean, 0), of_seeds)
     )
-
-
-def verdict(difference: Interval) -> str:
-    """`better`, `worse` or `not distinguishable`."""
-    if difference.low > 0:
-        return "better"
-    return "worse" if difference.high < 0 else "not distinguishable"
 
 
 def _at_recalls(best_RH: F64, recall_RH: F64) -> F64:

@@ -29,6 +29,7 @@ from ssl_pretrain.compare.judging import Figures
 from ssl_pretrain.compare.starts import Start
 from ssl_pretrain.data.readers import LabelledSet
 from ssl_pretrain.files import write_durably
+from ssl_pretrain.probe import statistics
 from ssl_pretrain.probe.statistics import Interval
 
 FAINT = 0.01
@@ -213,7 +214,7 @@ def _score(
 
 
 def _sentence(own: str, other: str, difference: Interval, seeds: int, images: int) -> str:
-    found, by = judging.verdict(difference), difference.value
+    found, by = statistics.side(difference), difference.value
     numbers = f"{by:+.3f} mAP [{difference.low:+.3f}, {difference.high:+.3f}]"
     sentence = (
         f"{own} is not distinguishable from {other} with this much data: {numbers}"

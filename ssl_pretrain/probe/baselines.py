@@ -6,7 +6,6 @@ Shapes: N objects, S side of their crops in pixels.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,11 +81,3 @@ def imagenet(backbone: Backbone) -> Backbone | None:
     file = timm.at_hand(backbone.name)
     published: Backbone | None = None if file is None else timm.from_file(backbone.config(), file).eval()
     return published
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """The first 16 hex digits of a SHA-256 over the names and values of its weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(backbone.weights().items()):
-        found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]

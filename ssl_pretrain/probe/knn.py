@@ -16,15 +16,13 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from ssl_pretrain.artefact import resolve
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data.readers import LabelledSet, read
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.probe.objects import Objects, cut, device_of, embed
+from ssl_pretrain.probe.features import device_of, embed
+from ssl_pretrain.probe.objects import Objects, cut
 from ssl_pretrain.probe.statistics import FIGURES, Interval, Judged, bootstrap, confusion, counts, figures, tally
 
 PROTOCOL = "objects-knn/v0"
@@ -274,8 +272,7 @@ def _nearest(
     shared, sizes = np.unique(bank_image[np.isin(bank_image, query_image)], return_counts=True)
     # Enough to have k left when all objects of the fullest shared image are among the nearest.
     wide = min(k + int(sizes.max(initial=0)), len(bank_z))
-    search = _search_torch if device is not None and torch.device(device).type == "cuda" else _search_faiss
-    similarity_QW, near_QW = search(bank_z, query_z, wide, torch.device(device or "cpu"))
+    similarity_QW, near_QW = search(bank_z, query_z, wide, device)
     if len(shared) == 0:
         return near_QW, similarity_QW
     own_QW = bank_image[near_QW] == query_image[:, None]
@@ -284,11 +281,15 @@ def _nearest(
     return np.take_along_axis(near_QW, keep_QK, 1), np.take_along_axis(similarity_QW, keep_QK, 1)
 
 
-def _search_faiss(
-    bank_z: np.ndarray, query_z: np.ndarray, k: int, device: torch.device
+def search(
+    bank_z: np.ndarray, query_z: np.ndarray, k: int, device: str | torch.device | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact: an approximate index would put its error into the score."""
-    del device  # faiss-cpu knows one only
+    """Cosine similarities and rows of the bank (Q, k), nearest first, of features (N, D) and (Q, D) of length 1.
+
+    Exact, by FAISS: an approximate index would put its error into the score.
+    """
+    if device is not None and torch.device(device).type == "cuda":
+        return _search_torch(bank_z, query_z, k, torch.device(device))
     index = faiss.IndexFlatIP(bank_z.shape[1])
     index.add(np.ascontiguousarray(bank_z, np.float32))
     similarity_QK, near_QK = index.search(np.ascontiguousarray(query_z, np.float32), k)
@@ -321,22 +322,3 @@ def _class_scores(objects: Objects, confusion_CC: np.ndarray) -> tuple[ClassScor
         recall, precision = (hit / n if n else None for n in (true, predicted))
         rows.append(ClassScore(name, int(bank_C[c]), true, recall, precision))
     return tuple(rows)
-
-
-def table(score: KnnScore) -> Group:
-    """The score for the terminal: the headline, the figures at other k, one row a class, and the problems."""
-    intervals = (score.accuracy, score.balanced_accuracy, score.macro_f1)
-    shown = [f"{name} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for name, x in zip(FIGURES, intervals, strict=True)]
-    per_k = Table("k", *(str(k) for k in score.by_k))
-    for name in FIGURES[:2]:
-        per_k.add_row(name, *(f"{figures[name]:.3f}" for figures in score.by_k.values()))
-    per_class = Table("class")
-    for heading in ("bank", "queries", "recall", "precision"):
-        per_class.add_column(heading, justify="right")
-    for row in score.classes:
-        shares = ["–" if share is None else f"{share:.3f}" for share in (row.recall, row.precision)]
-        per_class.add_row(Text(row.name), str(row.bank), str(row.queries), *shares)
-    protocol = f"{PROTOCOL}, k {score.k}, T {score.temperature:g}, {score.crops}; {score.split}"
-    lines = [score.backbone, *shown, protocol, *(f"note: {line}" for line in score.problems)]
-    # Text, because rich would read a class called "[red]" as markup.
-    return Group(Text("\n".join(lines)), per_k, per_class)

@@ -22,14 +22,10 @@ from ssl_pretrain.data.decode import decode_bytes
 from ssl_pretrain.data.files import Rejected, read_bytes
 from ssl_pretrain.data.readers import LabelledImage, LabelledSet
 from ssl_pretrain.errors import DataError, UsageError
-from ssl_pretrain.probe.features import device_of as device_of
-from ssl_pretrain.probe.features import embed as embed
-from ssl_pretrain.probe.features import pooled_maps as pooled_maps
 
 MARGIN = 0.1
 BANK_FRACTION = 0.65
 OWN_SPLIT = "the data set's own"
-VALIDATION = {"val", "valid", "validation", "dev"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +132,7 @@ def cut(
     groups = _groups(hashed)
     parted, split, problems = _part(hashed, bank_fraction, seed, groups)
     repeated = len(parted) - len({field.copy for field in parted})
-    good = [field for field in parted if not field.fault]
-    failed = [field.fault for field in fields if field.fault]
+    good, failed = [field for field in parted if not field.fault], [field.fault for field in fields if field.fault]
     repeats = [len(field.label_M) for field in good]
     objects = Objects(
         crops_NSSC=_closed_up(crops_NSSC, fields, good),
@@ -228,7 +223,7 @@ def _squares(image: LabelledImage, kind: str, margin: float, point_px: int) -> t
 def _part(fields: list[_Field], bank_fraction: float, seed: int, groups: int) -> tuple[list[_Field], str, list[str]]:
     """Sets `bank` of each field; returns those that take part, the split in words, and problems."""
     given = {field.image.split.lower() for field in fields if field.image.split is not None}
-    queries = {"test"} if "test" in given else given & VALIDATION
+    queries = {"test"} if "test" in given else given & {"val"}
     if not queries or not given - queries:
         bank, units = _keyed_bank(fields, bank_fraction, seed)
         for field in fields:

@@ -20,12 +20,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ssl_pretrain.artefact import weights_sha256
 from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data.readers import LabelledSet
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.named import nearest
 from ssl_pretrain.probe import few_shot, knn, linear, retrieval
-from ssl_pretrain.probe.baselines import fingerprint, settled
+from ssl_pretrain.probe.baselines import settled
 from ssl_pretrain.probe.features import embed, rois
 from ssl_pretrain.probe.objects import Objects, cut, leave_one_out
 from ssl_pretrain.probe.statistics import Interval, Judged, paired, verdict
@@ -230,7 +231,7 @@ def ask(
                 )
             judged = question.judge(objects, features[question.features], seed=seed)
             intervals = judged.tally.intervals(rounds, seed)
-            answers.append(Answer(name, fingerprint(network), question, judged, intervals))
+            answers.append(Answer(name, weights_sha256(network)[:16], question, judged, intervals))
             notes += [f"{question.name}: {note}" for note in judged.notes]
     differences = _differences(answers, rounds, seed)
     return Report(

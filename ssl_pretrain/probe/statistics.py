@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Tally:
         Units are drawn with replacement, as many as there are. Rounds that drew nothing to judge do not count.
         """
         total_F = self.figures(self.sums_UM.sum(axis=0, keepdims=True))[0]
-        drawn = [self.figures(times_RU @ self.sums_UM) for times_RU in _resamples(len(self.sums_UM), rounds, seed)]
+        drawn = [self.figures(times_RU @ self.sums_UM) for times_RU in resamples(len(self.sums_UM), rounds, seed)]
         return _intervals(self.names, total_F, np.concatenate(drawn))
 
 
@@ -105,7 +105,7 @@ def paired(mine: Tally, other: Tally, rounds: int = 1000, seed: int = 0) -> dict
         return {name: Interval(float(v), -1.0, 1.0) for name, v in zip(mine.names, value_F, strict=True)}
     drawn = [
         mine.figures(times_RU @ mine.sums_UM) - other.figures(times_RU @ other.sums_UM)
-        for times_RU in _resamples(units, rounds, seed)
+        for times_RU in resamples(units, rounds, seed)
     ]
     return _intervals(mine.names, value_F, np.concatenate(drawn))
 
@@ -118,18 +118,28 @@ def verdict(difference: Interval, mine: str, other: str, figure: str) -> str:
     """
     what = figure.replace("_", " ")
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
-    if low <= 1e-7 and high >= -1e-7:  # what rounding leaves of 0 is no difference
+    if (word := side(difference)) == "not distinguishable":
         return (
             f"{mine} is not distinguishable from {other} in {what} with this much data: "
             f"at most {max(0.0, high):.1f} points better, at most {max(0.0, -low):.1f} points worse"
         )
-    word = "better" if low > 0 else "worse"
-    if low < 0:
+    if word == "worse":
         value, low, high = -value, -high, -low
     # An interval above 0 must not be shown as one that begins at 0.
     digits = max(1, math.ceil(-math.log10(low)))
     shown = f"{value:.{digits}f} points [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{mine} is {word} than {other} in {what} by {shown}"
+
+
+def side(difference: Interval) -> Literal["better", "worse", "not distinguishable"]:
+    """Where the interval of a difference lies; what rounding leaves of 0 is no difference.
+
+    >>> side(Interval(-0.1, -0.2, -0.05)), side(Interval(0.1, 0.0, 0.2))
+    ('worse', 'not distinguishable')
+    """
+    if difference.low > 1e-9:
+        return "better"
+    return "worse" if difference.high < -1e-9 else "not distinguishable"
 
 
 def counts(true_Q: np.ndarray, predicted_Q: np.ndarray, unit_Q: np.ndarray, classes: int) -> np.ndarray:
@@ -187,6 +197,17 @@ def bootstrap(counts_U3C: np.ndarray, rounds: int, seed: int) -> tuple[Interval,
     return accuracy, balanced_accuracy, macro_f1
 
 
+def resamples(units: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each round draws each unit (R, U), in blocks that stay small however many units there are."""
+    stream = rng.key(seed, "bootstrap")
+    block = max(1, 4_000_000 // units)
+    for start in range(0, rounds, block):
+        now = min(block, rounds - start)
+        drawn_RU = (rng.uniform(rng.fold_in(stream, start), now * units).reshape(now, units) * units).astype(np.int64)
+        cells = (drawn_RU + np.arange(now)[:, None] * units).ravel()
+        yield np.bincount(cells, minlength=now * units).reshape(now, units).astype(np.float64)
+
+
 def _of_counts(counts_U3C: np.ndarray, unit_U: np.ndarray | None) -> Tally:
     units, _, classes = counts_U3C.shape
     sums_UM = counts_U3C.reshape(units, -1).astype(np.float64)
@@ -197,14 +218,3 @@ def _intervals(names: tuple[str, ...], value_F: np.ndarray, drawn_RF: np.ndarray
     low_F, high_F = np.nanpercentile(drawn_RF, [2.5, 97.5], axis=0)
     rows = zip(names, value_F, low_F, high_F, strict=True)
     return {name: Interval(float(v), float(low), float(high)) for name, v, low, high in rows}
-
-
-def _resamples(units: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each round draws each unit (R, U), in blocks that stay small however many units there are."""
-    stream = rng.key(seed, "bootstrap")
-    block = max(1, 4_000_000 // units)
-    for start in range(0, rounds, block):
-        now = min(block, rounds - start)
-        drawn_RU = (rng.uniform(rng.fold_in(stream, start), now * units).reshape(now, units) * units).astype(np.int64)
-        cells = (drawn_RU + np.arange(now)[:, None] * units).ravel()
-        yield np.bincount(cells, minlength=now * units).reshape(now, units).astype(np.float64)

@@ -22,8 +22,9 @@ from ssl_pretrain.backbones import Backbone
 from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.methods import Method
+from ssl_pretrain.probe.features import embed
 from ssl_pretrain.probe.knn import KnnScore, score
-from ssl_pretrain.probe.objects import Objects, embed
+from ssl_pretrain.probe.objects import Objects
 from ssl_pretrain.train import setup
 from ssl_pretrain.train.feed import Feed
 from ssl_pretrain.train.online import OnlineProbe

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_pretrain.backbones import Backbone, InputSpec
 from ssl_pretrain.data.pack import Pack
-from ssl_pretrain.probe.objects import device_of
+from ssl_pretrain.probe.features import device_of
 
 LONG_SIDE_PX = 448
 """Of a field as the network is given it: 28 x 21 patches of 16 px, 56 x 42 places of P3."""

@@ -87,7 +87,7 @@ def _nearest(z_ND: Tensor, k: int) -> Tensor:
 
 def features(backbone: Backbone, pack: Pack, window_px: int | None, count: int | None = None) -> Tensor:
     """Features (N, D) of length 1 of the fixed crops, on the CPU; draws nothing and leaves the backbone as it was."""
-    embed, size_px = named("probe", "objects").embed, backbone.input.size_px
+    embed, size_px = named("probe", "features").embed, backbone.input.size_px
     numbers = np.array_split(np.arange(count or CROPS), -(-(count or CROPS) // CHUNK))
     parts = [embed(backbone, crops(pack, of, size_px, window_px)) for of in numbers]
     return torch.from_numpy(np.concatenate(parts))

@@ -41,8 +41,10 @@ class Pace:
             self.owed |= step % self.every_steps == 0
         else:
             self.owed |= now - self.last >= 60 * self.section.every_minutes
-        if step == self.steps and self.at_end:
+        if self.at_end and step == self.steps:
             return True
+        if self.at_end and self.section.every_minutes is None and self.steps - step < self.every_steps / 2:
+            return False  # the last step's, which comes at once, is the same again
         return self.owed and self.seconds + self.cost <= FREE_S + self.section.max_share * (now - self.began)
 
     @contextlib.contextmanager
