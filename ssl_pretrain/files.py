@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ssl_pretrain.errors import WriteError
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Whole or not at all, also when the power goes: temporary file beside it, fsync, rename, fsync of the folder.
+    """Whole or not at all, also when the power goes; see `durably`."""
+    with durably(path) as file:
+        file.write(content)
 
-    Makes the folder where there is none. Raises `WriteError`; what stood at `path` then still stands.
+
+@contextlib.contextmanager
+def durably(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: a temporary one beside `path`, which takes its place when the block is done.
+
+    Forced to the disk before it is renamed, and the folder after that. Makes the folder where there is none. Raises
+    `WriteError`; what stood at `path` then still stands.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -27,7 +37,9 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        raise

@@ -19,6 +19,9 @@ from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.engine import TORCH
 from ssl_pretrain.views.plan import Plan, corners, plan
 
+DETOUR = 1_000_000
+"""Epochs: more than any run has."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -82,6 +85,8 @@ class Feed:
         self.where, self.steps_per_epoch = where, len(pack) // batch_size
         self.steps: int | None = None
         """Of the run, where it is known: nothing is drawn ahead of its end."""
+        self.detour = 0
+        """How often the run was rolled back: each time the rest of it goes through the images another way."""
         self.engine = TORCH
         """What makes the views."""
         self._orders: dict[int, np.ndarray] = {}
@@ -96,12 +101,16 @@ class Feed:
         """The images, where they are kept; opened at the first draw, when every rank has seen what memory is free."""
         return open_store(self.where, self.pack, self.device)
 
+    def epoch(self, step: int) -> int:
+        """The epoch's number, of which its order and its views are functions."""
+        return step // self.steps_per_epoch + self.detour * DETOUR
+
     def ids(self, step: int) -> np.ndarray:
         """The global batch of a step: (batch_size,) images, by their rank in the order of content.
 
         An epoch's last, incomplete batch is left out.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, place = self.epoch(step), step % self.steps_per_epoch
         if epoch not in self._orders:  # two are kept, as a step and the one ahead of it can lie in two epochs
             self._orders = {known: self._orders[known] for known in list(self._orders)[-1:]}
             self._orders[epoch] = rng.permutation(rng.fold_in(rng.key(self.seed, "order"), epoch), len(self.pack))
@@ -126,7 +135,7 @@ class Feed:
 
     def part(self, step: int, part: int) -> Views:
         """This rank's views of one part of a step."""
-        views = self.draw(np.split(self._mine(step), self.share.parts)[part], step // self.steps_per_epoch)
+        views = self.draw(np.split(self._mine(step), self.share.parts)[part], self.epoch(step))
         if self.where == "mapped" and part == 0 and not self._over(step + 1):
             self.pack.read_ahead(self.places(self._mine(step + 1)))  # after this step's own images were read
         return views

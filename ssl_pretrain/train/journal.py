@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from ssl_pretrain.backbones import InputSpec
-from ssl_pretrain.errors import WriteError
+from ssl_pretrain.files import write_durably
 
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines where no terminal can show a live one."""
@@ -34,11 +35,10 @@ class Journal:
         self.path, self.start, self.steps, self.batch_size = folder / "metrics.jsonl", start, steps, batch_size
         self.writes = writes
         """Only one of several processes does."""
-        if writes:
-            _keep_until(self.path, start)
-            self.tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start + 1
-            )  # what came after the checkpoint
+        self._pending: list[bytes] = []
+        """Lines that a full disk did not take."""
+        self._board: SummaryWriter | None = None
+        self.rewind(start)
         self.console = console
         self.live = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
@@ -56,8 +56,20 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.live.stop()
-        if self.writes:
-            self.tensorboard.close()
+        with contextlib.suppress(OSError):
+            if self._board is not None:
+                self._board.close()
+
+    def rewind(self, step: int) -> None:
+        """Forgets what came after a step."""
+        if not self.writes:
+            return
+        _keep_until(self.path, step)
+        with contextlib.suppress(OSError):
+            if self._board is not None:
+                self._board.close()
+        self._board = self._open(step)
+        self.counted = step, time.monotonic()
 
     def say(self, text: str) -> None:
         """A line above the live one."""
@@ -81,13 +93,36 @@ class Journal:
         if not self.writes:
             return
         line = json.dumps({"step": step, **{f"{group}/{k}": v for k, v in values.items()}}) + "\n"
+        fell_behind = bool(self._pending)
+        self._pending.append(line.encode())
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            _append(self.path, b"".join(self._pending))
+            self._pending.clear()
         except OSError as error:
-            raise WriteError(f"cannot write {self.path}: {error.strerror}") from error
-        for name, value in values.items():
-            self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+            if not fell_behind:
+                self.say(f"{self.path} cannot be written ({error.strerror}): its lines are kept until it can")
+
+        def curves(board: SummaryWriter) -> None:
+            for name, value in values.items():
+                board.add_scalar(f"{group}/{name}", value, step)
+
+        self._on_board(step, curves)
+
+    def _open(self, step: int) -> SummaryWriter | None:
+        try:
+            return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
+        except OSError:
+            return None
+
+    def _on_board(self, step: int, write: Callable[[SummaryWriter], object]) -> None:
+        """TensorBoard is a convenience: where it cannot be written the run goes on, and it is opened anew."""
+        self._board = self._board or self._open(step - 1)
+        try:
+            if self._board is not None:
+                write(self._board)
+        except OSError as error:
+            self.say(f"TensorBoard's file cannot be written ({error.strerror or error}): a part of its curves is lost")
+            self._board = None
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -109,7 +144,7 @@ class Journal:
     def figure(self, step: int, name: str, pixels_HWC: NDArray[np.uint8]) -> None:
         """A drawn figure."""
         if self.writes:
-            self.tensorboard.add_image(name, pixels_HWC, step, dataformats="HWC")
+            self._on_board(step, lambda board: board.add_image(name, pixels_HWC, step, dataformats="HWC"))
 
     def pictures(self, step: int, name: str, x_NCHW: Tensor, fed: InputSpec, columns: int) -> None:
         """A grid of normalised images."""
@@ -117,18 +152,35 @@ class Journal:
             return
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (fed.mean, fed.std))
         images = (x_NCHW.detach().float().cpu() * std + mean).clamp(0, 1)
-        self.tensorboard.add_image(name, make_grid(images, nrow=columns), step)
+        grid = make_grid(images, nrow=columns)
+        self._on_board(step, lambda board: board.add_image(name, grid, step))
 
 
-def _keep_until(path: Path, start: int) -> None:
-    """Drops the lines after `start`, and a line that a crash cut off."""
+def _append(path: Path, content: bytes) -> None:
+    """All of it or, when the disk is full, nothing. Makes the folder again where it was removed."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        before = os.fstat(handle).st_size
+        try:
+            while content:
+                content = content[os.write(handle, content) :]
+        except OSError:
+            os.ftruncate(handle, before)  # half a line would spoil the next one
+            raise
+    finally:
+        os.close(handle)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops the lines after a step, and a line that a crash cut off; raises `WriteError`."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_durably(path, b"".join(kept))

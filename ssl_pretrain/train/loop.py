@@ -3,85 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ssl_pretrain import artefact, rng
-from ssl_pretrain.data.pack import Pack
-from ssl_pretrain.errors import SslPretrainError, Stopped, UsageError
+from ssl_pretrain.errors import SslPretrainError, Stopped
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.methods import Method, OptimSpec
-from ssl_pretrain.train import drift, optim, setup, source
+from ssl_pretrain.methods import Method
+from ssl_pretrain.train import drift, optim, setup, slurm, source
 from ssl_pretrain.train.checkpoint import Checkpoints
 from ssl_pretrain.train.checkup import Checkup
-from ssl_pretrain.train.feed import Feed
-from ssl_pretrain.train.health import LOOK_EVERY, Diagnosis, Health, not_finite
+from ssl_pretrain.train.guard import Guard
+from ssl_pretrain.train.health import LOOK_EVERY, Diagnosis, Health
 from ssl_pretrain.train.journal import Journal
+from ssl_pretrain.train.keeper import Keeper
 from ssl_pretrain.train.lock import locked
+from ssl_pretrain.train.memory import too_large
 from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.pace import Pace
 from ssl_pretrain.train.planning import planned
-from ssl_pretrain.train.recipe import Recipe, defaults, load
+from ssl_pretrain.train.recipe import Recipe, load
+from ssl_pretrain.train.resume import restore, roll_back, state
+from ssl_pretrain.train.run import Result, Run, over_ranks
 from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.train.sync import synchronised
 from ssl_pretrain.train.watch import enough, first_views, look, origin
 from ssl_pretrain.views.engine import choose
-
-MAY_CHANGE = (
-    "data", "out", "probe.", "train.devices", "train.accelerator", "train.residency", "train.save_", "train.log_",
-    "train.max_", "train.on_collapse", "views.engine", "auto",
-)  # fmt: skip
-"""Beginnings of the keys that a continued run may change; of the data, the pack's fingerprint must stay."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run left behind."""
-
-    folder: Path
-    artefact: Path
-    step: int
-    scores: Mapping[str, float]
-    """The last k-NN scores; empty without a probe."""
-
-
-@dataclass
-class Run:
-    """A run in progress."""
-
-    recipe: Recipe
-    folder: Path
-    fabric: Fabric
-    pack: Pack
-    method: Method
-    wrapped: Any
-    """The method as Fabric runs it (precision, DDP)."""
-    optimizer: Optimizer
-    optim: OptimSpec
-    feed: Feed
-    checkup: Checkup
-    health: Health
-    probe: OnlineProbe | None
-    steps: int
-    drift: drift.Drift | None = None
-    """Of a run that starts from given weights, on rank 0."""
-    step: int = 0
-    best: float = -1.0
-    stale: int = 0
-    """Probes since the best one."""
-    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def pretrain(
@@ -109,14 +63,13 @@ def pretrain(
     fabric.launch()
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
     with contextlib.ExitStack() as stack:
-        if fabric.is_global_zero:
-            stack.enter_context(locked(folder))
+        lock = stack.enter_context(locked(folder)) if fabric.is_global_zero else None
         run = _prepare(resolved, folder, fabric, console)
         stop = stack.enter_context(StopFlag())  # not before: packing may just end, it is resumable
         journal = Journal(folder, run.step, run.steps, resolved.train.batch_size, console, fabric.is_global_zero)
-        with journal:
+        with journal, Keeper(folder, resolved.train, journal.say, lock) as keeper:
             if run.step < run.steps and not enough(run):
-                _train(run, journal, stop)
+                _train(run, journal, keeper, stop)
             if run.step < run.steps:
                 journal.say(f"ended at step {run.step} of {run.steps}: {run.stale} probes in a row were no better")
         fabric.barrier()
@@ -152,80 +105,87 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     health = Health(steps, method.chance(recipe.train.batch_size // recipe.train.accumulate), settings, crops)
     checkup = Checkup(feed, method)
     run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps)
-    _restore(run)
+    restore(run)
     if source.asked(recipe.backbone.init) and fabric.is_global_zero:
         run.drift = drift.opened(folder, method.backbone, pack, recipe.views.window_px, run.step)
     if fabric.is_global_zero:
-        write_durably(folder / "recipe.yaml", recipe.yaml().encode())
+        changed = [f"# changed at step {each['step']}: {'; '.join(each['what'])}\n" for each in run.changes]
+        write_durably(folder / "recipe.yaml", "".join([*changed, recipe.yaml()]).encode())
         known = f"from step {run.step} of" if run.step else "for"
         console.print(f"{recipe.method_name} on {method.backbone.name}, {len(pack)} images, {known} {steps} steps")
         console.print(f"{kept}\n{feed.engine.reason}", highlight=False)
     return run
 
 
-def _train(run: Run, journal: Journal, stop: StopFlag) -> None:
+def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
     """The loop."""
-    train, saved_at, skipped = run.recipe.train, time.monotonic(), 0
-    checkpoints = Checkpoints(run.folder / "checkpoints")
+    train, guard = run.recipe.train, Guard(run.recipe.train.max_skipped)
     pace = Pace(run.recipe.probe, run.feed.steps_per_epoch, run.steps, at_end=run.probe is not None)
     if run.step == 0:
         first_views(run, journal)
         seen = run.checkup.often()  # what later features are compared with
         run.health.look(0, seen)
         journal.record(0, seen, "health")
-    for step in range(run.step, run.steps):
-        progress = step / run.steps
+    while run.step < run.steps:
+        step, progress = run.step, run.step / run.steps
         rate = optim.set_rates(run.optimizer, run.optim, progress)
         torch.manual_seed(
             rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank
         )
-        buffers = [buffer.clone() for buffer in run.method.buffers()]
-        with optim.held(run.method, progress < train.freeze_backbone):
-            losses = _forward_backward(run, step, progress)
-        norm = _gradient_norm(run.method)
-        if norm.isfinite():
-            run.method.before_step(progress)
-            run.optimizer.step()
-            run.method.after_step(progress)
-            skipped = 0
-        else:
-            skipped += 1
-            for buffer, before in zip(run.method.buffers(), buffers, strict=True):
-                buffer.copy_(before)  # BatchNorm moved its statistics in the forward
-            broken = not_finite(float(losses["loss"]), float(norm), skipped, rate)
+        try:
+            losses, norm = _step(run, step, progress)
+        except torch.OutOfMemoryError as error:
+            raise too_large(run, progress, partial(forward_backward, run)) from error
+        if broken := guard.look(step, losses["loss"], norm, rate):
             journal.say(f"step {step}: {broken}")
             journal.record(step + 1, {broken.name: 1}, "health")
-            if skipped > train.max_skipped:
-                raise SslPretrainError(f"{skipped} steps in a row had a non-finite gradient: {broken}")
-        run.optimizer.zero_grad()
+            if guard.exceeded:
+                _roll_back(run, journal, keeper, broken)
+                guard = Guard(train.max_skipped)
+                continue
         run.step = step + 1
         ill = None
         if run.step % train.log_every_steps == 0 or run.step == run.steps:
-            means = {name: _over_ranks(run.fabric, value) for name, value in losses.items()}
+            means = {name: over_ranks(run.fabric, value) for name, value in losses.items()}
             journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
             ill = _examine(run, journal, means)
         look(run, journal, pace)
         done = run.step == run.steps or enough(run)
         asked = _any_rank(run.fabric, stop)
-        due = train.save_every_steps is not None and run.step % train.save_every_steps == 0
-        late = time.monotonic() - saved_at > 60 * train.save_every_minutes
-        if run.fabric.is_global_zero and (asked or due or late or ill or done):
+        if run.fabric.is_global_zero:
             with journal.aside():
-                checkpoints.save(run.step, _state(run))
-                artefact.write(run.folder / "artefact", run.method.backbone, origin(run))
-            saved_at = time.monotonic()
+                if asked or ill or done:
+                    keeper.save_last(run.step, state(run), partial(_write_artefact, run))
+                elif keeper.due(run.step) or run.step == 1:  # the first shows early whether it can be read back
+                    keeper.save(run.step, state(run), partial(_write_artefact, run))
         if ill:
             run.fabric.barrier()
             raise SslPretrainError(f"step {run.step}: {ill} (train.on_collapse is stop; the checkpoint is saved)")
         if asked:
             run.fabric.barrier()  # launchers end the others when one leaves, and rank 0 may still be saving
-            raise Stopped(f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; "
-                          "the same command continues")  # fmt: skip
+            _stopped(run, journal, stop)
         if done:
             break
 
 
-def _forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
+def _step(run: Run, step: int, progress: float) -> tuple[dict[str, Tensor], Tensor]:
+    """One step of the optimizer, if the gradient is finite; returns the losses and the gradient's norm."""
+    buffers = [buffer.clone() for buffer in run.method.buffers()]
+    with optim.held(run.method, progress < run.recipe.train.freeze_backbone):
+        losses = forward_backward(run, step, progress)
+    norm = _gradient_norm(run.method)
+    if norm.isfinite():
+        run.method.before_step(progress)
+        run.optimizer.step()
+        run.method.after_step(progress)
+    else:
+        for buffer, before in zip(run.method.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # BatchNorm moved its statistics in the forward
+    run.optimizer.zero_grad()
+    return losses, norm
+
+
+def forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
     """Gradients of the step's global batch; returns the losses, averaged over the parts of the accumulation."""
     parts = run.feed.share.parts
     sums: dict[str, Tensor] = {}
@@ -243,19 +203,34 @@ def _gradient_norm(method: Method) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
 
 
+def _write_artefact(run: Run) -> None:
+    artefact.write(run.folder / "artefact", run.method.backbone, origin(run))
+
+
+def _roll_back(run: Run, journal: Journal, keeper: Keeper, broken: Diagnosis) -> None:
+    """Goes back to the newest checkpoint, or ends the run where that was done before or there is none."""
+    keeper.wait()
+    at = run.step
+    if not roll_back(run):
+        why = "again, after it had gone back once" if run.feed.detour else "and there is no checkpoint to go back to"
+        raise SslPretrainError(f"too many steps with a non-finite gradient, {why}: {broken}")
+    journal.rewind(run.step)
+    journal.say(f"step {at}: back to the checkpoint of step {run.step}, and from there through the images another way")
+
+
+def _stopped(run: Run, journal: Journal, stop: StopFlag) -> None:
+    if run.recipe.train.requeue and run.fabric.is_global_zero and stop.name == "SIGUSR1":
+        journal.say(slurm.requeue())
+    raise Stopped(
+        f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; the same command continues"
+    )
+
+
 def _any_rank(fabric: Fabric, stop: StopFlag) -> bool:
     """Whether any rank was asked to stop: all have to leave at the same step."""
     if fabric.world_size == 1:
         return bool(stop.name)
-    return _over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device)) > 0
-
-
-def _over_ranks(fabric: Fabric, value: Tensor) -> float:
-    """The mean."""
-    value = value.detach().clone()
-    if fabric.world_size > 1:
-        dist.all_reduce(value)
-    return value.item() / fabric.world_size
+    return over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device)) > 0
 
 
 def _examine(run: Run, journal: Journal, losses: Mapping[str, float]) -> Diagnosis | None:
@@ -267,57 +242,10 @@ def _examine(run: Run, journal: Journal, losses: Mapping[str, float]) -> Diagnos
     if run.step % (LOOK_EVERY * run.recipe.train.log_every_steps) == 0:
         with journal.aside():
             seen = run.checkup.often()
-        looked = {k: _over_ranks(run.fabric, torch.tensor(v, device=run.fabric.device)) for k, v in seen.items()}
+        looked = {k: over_ranks(run.fabric, torch.tensor(v, device=run.fabric.device)) for k, v in seen.items()}
     found = run.health.look(run.step, {**losses, **looked})
     for diagnosis in run.health.news(found):
         journal.say(f"step {run.step}: {diagnosis}")
     if looked or found:
         journal.record(run.step, {**looked, **{diagnosis.name: 1 for diagnosis in found}}, "health")
     return run.health.fatal(found) if run.recipe.train.on_collapse == "stop" else None
-
-
-def _state(run: Run) -> dict[str, Any]:
-    return {
-        "step": run.step,
-        "best": run.best,
-        "stale": run.stale,
-        "scores": dict(run.scores),
-        "method": run.method.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "recipe": json.dumps(run.recipe.flat()),
-        "pack": run.pack.fingerprint,
-    }
-
-
-def _restore(run: Run) -> None:
-    """Continues from the newest checkpoint; refuses one of another recipe or other images, naming the difference."""
-    checkpoints = Checkpoints(run.folder / "checkpoints")
-    if run.fabric.is_global_zero:
-        checkpoints.sweep()
-    run.fabric.barrier()
-    state = checkpoints.newest()
-    mine = state["step"] if state else 0
-    apart = torch.tensor(float(run.fabric.broadcast(mine) != mine), device=run.fabric.device)
-    if _over_ranks(run.fabric, apart) > 0:
-        raise UsageError(f"the processes see different checkpoints: all nodes must share the folder {run.folder}")
-    if state is None:
-        return
-    # A key that is younger than the checkpoint had no other value than its default.
-    before = json.loads(json.dumps(defaults(run.recipe.method_name))) | json.loads(state["recipe"])
-    now = json.loads(json.dumps(run.recipe.flat()))
-    changed = [k for k in now if now[k] != before.get(k) and not k.startswith(MAY_CHANGE)]
-    if changed:
-        what = ", ".join(f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in changed[:3])
-        raise UsageError(
-            f"{run.folder} holds a run of another recipe ({what}); choose another --out or undo the change"
-        )
-    if state["pack"] != run.pack.fingerprint:
-        raise UsageError(f"{run.folder} was trained on other images than {run.recipe.top.data}; choose another --out")
-    run.method.load_state_dict(state["method"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.best, run.scores = state["step"], state["best"], state["scores"]
-    run.stale = state.get("stale", 0)
-    if any(now[k] != before.get(k) for k in ("probe.data", "probe.size_px", "probe.point_px", "probe.score")):
-        run.best, run.stale = -1.0, 0  # scores of another probe are no measure
-    if run.fabric.is_global_zero:  # a crash may have come between the checkpoint and the artefact
-        artefact.write(run.folder / "artefact", run.method.backbone, origin(run))

@@ -134,6 +134,11 @@ class TrainSection:
     """Steps between two lines of metrics."""
     max_skipped: int = 3
     """Steps in a row with a non-finite loss or gradient that are skipped before the run stops with code 70."""
+    on_change: Literal["refuse", "continue"] = "refuse"
+    """What follows when the same run is continued with another recipe or other images: it is refused with the
+    difference shown, or goes on, and `recipe.yaml` and the artefact's card say since when."""
+    requeue: bool = True
+    """Under SLURM, put the job back into the queue after SIGUSR1 (`#SBATCH --signal=USR1@120`) and the save."""
     on_collapse: Literal["warn", "stop"] = "warn"
     """What follows when the features, the teacher or the loss show a collapse: a warning, or, after saving, code 70."""
 

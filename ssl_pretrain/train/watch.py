@@ -9,13 +9,14 @@ import torch
 
 import ssl_pretrain
 from ssl_pretrain import artefact
+from ssl_pretrain.errors import WriteError
 from ssl_pretrain.named import named
 from ssl_pretrain.train.journal import Journal
 from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.pace import Pace
 
 if TYPE_CHECKING:
-    from ssl_pretrain.train.loop import Run
+    from ssl_pretrain.train.run import Run
 
 FIELDS = 4
 """Whose maps TensorBoard shows."""
@@ -42,8 +43,12 @@ def _judge(run: Run, journal: Journal) -> None:
     found = run.scores[run.recipe.probe.score]
     run.stale += 1
     if found > run.best:
-        run.best, run.stale = found, 0
-        artefact.write(run.folder / "best", run.method.backbone, origin(run))
+        run.stale = 0
+        try:
+            artefact.write(run.folder / "best", run.method.backbone, origin(run))
+            run.best = found
+        except WriteError as error:  # the next probe that is better than the best that was kept tries again
+            journal.say(f"{error}; training goes on")
     _method_pictures(run, journal)
     _feature_pictures(run, journal, run.probe)
 
@@ -94,4 +99,5 @@ def origin(run: Run) -> Mapping[str, Any]:
         "recipe": run.recipe.flat(),
         "scores": dict(run.scores),
         "version": ssl_pretrain.__version__,
+        **({"changes": run.changes} if run.changes else {}),
     }

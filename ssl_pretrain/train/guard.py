@@ -1,0 +1,31 @@
+"""Steps whose loss or gradient is not finite: skipped, counted, and at some point too many."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssl_pretrain.train.health import Diagnosis, not_finite
+
+MANY, WINDOW = 10, 1000
+"""Skipped steps in so many that are too many, though never several in a row."""
+
+
+class Guard:
+    """Looks at each step's gradient norm; the optimizer has not moved where it is not finite."""
+
+    def __init__(self, max_skipped: int) -> None:
+        self.max_skipped, self.skipped, self.in_a_row = max_skipped, list[int](), 0
+
+    def look(self, step: int, loss: Tensor, norm: Tensor, rate: float) -> Diagnosis | None:
+        """What is wrong with a step that was skipped, None for a good one."""
+        if norm.isfinite():
+            self.in_a_row = 0
+            return None
+        self.in_a_row += 1
+        self.skipped = [*(s for s in self.skipped if s > step - WINDOW), step]
+        return not_finite(float(loss), float(norm), self.in_a_row, rate)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether that was one too many."""
+        return self.in_a_row > self.max_skipped or len(self.skipped) > MANY
