@@ -24,7 +24,7 @@ from PIL import Image
 from ssl_pretrain.data import building, files, partial, workers
 from ssl_pretrain.data import decode as decoding
 from ssl_pretrain.data.building import build, pack_or_folder
-from ssl_pretrain.data.decode import decode, decode_bytes, header_size, resize_short_side
+from ssl_pretrain.data.decode import AS_STATED, Reading, decode, decode_bytes, header_size, resize_short_side
 from ssl_pretrain.data.files import Rejected, escape, find_images, unescape
 from ssl_pretrain.data.pack import DUPLICATE, is_pack, open_pack
 from ssl_pretrain.errors import DataError, UsageError, WriteError
@@ -185,12 +185,12 @@ def test_16_bit_grey_keeps_its_range(tmp_path: Path, kind: str, order: str) -> N
 def test_a_stated_range_makes_float_images_usable(tmp_path: Path) -> None:
     values = np.linspace(-1, 3, 400, dtype=np.float32).reshape(20, 20)
     (tmp_path / "a").write_bytes(encoded(Image.fromarray(values), "TIFF"))
-    grey = decode(tmp_path / "a", float_range=(0, 2))[..., 1]
+    grey = decode(tmp_path / "a", Reading((0, 2)))[..., 1]
     np.testing.assert_allclose(grey, values.clip(0, 2) * 127.5, atol=0.5001)
     values[3, 3] = np.nan
     (tmp_path / "a").write_bytes(encoded(Image.fromarray(values), "TIFF"))
     with pytest.raises(Rejected, match="damaged"):
-        decode(tmp_path / "a", float_range=(0, 2))
+        decode(tmp_path / "a", Reading((0, 2)))
 
 
 def test_resize_is_antialiased_and_never_enlarges() -> None:
@@ -207,7 +207,7 @@ def test_scaled_jpeg_decoding_stays_near_to_the_full_one() -> None:
     y, x = np.mgrid[:640, :900] / 40
     picture = (127 + 100 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)).astype(np.uint8)
     data = encoded(Image.fromarray(picture), "JPEG", quality=95)
-    fast, original_hw = decode_bytes(data, 64)
+    fast, original_hw, _ = decode_bytes(data, 64)
     assert original_hw == (640, 900)
     slow = resize_short_side(decode_bytes(data).pixels, 64)
     assert fast.shape == slow.shape == (64, 90, 3)
@@ -315,9 +315,11 @@ def test_a_pack_holds_the_images(images: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "pack"]
     assert sorted(path.name for path in pack.folder.iterdir()) == [
         "index.npz",
+        "looks.npz",
         "pack.json",
         "pixels.bin",
         "rejected.jsonl",
+        "thumbnails.bin",
     ]
 
 
@@ -518,7 +520,7 @@ def test_a_killed_build_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     seen: list[int] = []
     resumed = build([images], tmp_path / "pack", processes=0, progress=lambda done, *_: seen.append(done))
     assert seen[0] >= 5
-    for name in ("pixels.bin", "index.npz", "rejected.jsonl", "pack.json"):
+    for name in ("pixels.bin", "index.npz", "rejected.jsonl", "pack.json", "looks.npz", "thumbnails.bin"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
     assert not unfinished.exists()
 
@@ -651,12 +653,12 @@ def test_a_worker_hands_back_before_it_holds_too_much(images: Path, monkeypatch:
 
 
 class InThisProcess(workers._Workers):
-    def __init__(self, root: Path, short_side_px: int | None, processes: int) -> None:
-        self.root, self.short_side_px = root, short_side_px
+    def __init__(self, root: Path, short_side_px: int | None, processes: int, reading: Reading = AS_STATED) -> None:
+        self.root, self.short_side_px, self.reading = root, short_side_px, reading
 
     def submit(self, names: Sequence[str]) -> Future[list[workers.Outcome]]:
         future: Future[list[workers.Outcome]] = Future()
-        future.set_result(workers._decode_some(self.root, names, self.short_side_px))
+        future.set_result(workers._decode_some(self.root, names, self.short_side_px, self.reading))
         return future
 
     def close(self) -> None:

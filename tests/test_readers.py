@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_pretrain.data import readers
+from ssl_pretrain.data.lookup import Lookup, files_under, first_files, groups_of, unlabelled
 from ssl_pretrain.data.readers import LabelledSet, natural, number, points, read, stays_inside
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.named import named, names
@@ -208,6 +209,19 @@ def test_points_without_images_or_images_without_points(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_list_of_classes_among_points(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "b.png")
+    text(tmp_path / "labels" / "b.txt", "1 2 cell")
+    text(tmp_path / "labels" / "classes.txt", "cell")
+    assert shown(read(tmp_path)) == {"b.png": (("cell",), [[1, 2, 1, 2]])}
+
+
+def test_labels_that_are_pictures_are_not_points(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    image(tmp_path / "labels" / "a.png")
+    assert not points.recognise(tmp_path)
+
+
 def test_yolo_labels_are_not_points(tmp_path: Path) -> None:
     image(tmp_path / "images" / "a.png")
     text(tmp_path / "labels" / "0.txt", "")
@@ -297,6 +311,67 @@ def test_voc_with_another_folder_of_images(tmp_path: Path) -> None:
     image(tmp_path / "JPEGImages" / "a.png")
     with pytest.raises(DataError, match="has 1 images in JPEGImages/ but no XML file"):
         read(tmp_path)
+
+
+def test_xml_of_cvat_in_annotations_is_not_voc(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    text(tmp_path / "Annotations" / "x.xml", '<?xml version="1.0"?>\n<annotations><version>1.1</version></annotations>')
+    assert not named(readers.KIND, "voc").recognise(tmp_path)
+    text(tmp_path / "Annotations" / "a.xml", voc(("cell", 1, 2, 3, 4), name="a.png"))
+    assert named(readers.KIND, "voc").recognise(tmp_path)
+
+
+# --- names in label files ---------------------------------------------------------------------------------------------
+
+
+def test_which_image_is_meant() -> None:
+    lookup = Lookup(["a.png", "x/b.png", "y/b.png", "masks/x/b.png", "train/c.png", "val/c.png", "d/e.jpg", "d/e.png"])
+    assert lookup.find("a.png") == lookup.find("./a.png") == lookup.find("a") == lookup.find("z/a.png") == "a.png"
+    assert lookup.find("y\\b.png") == lookup.find("b.png", near=["y"]) == "y/b.png"
+    assert lookup.find("c.png", split="val") == "val/c.png" and lookup.find("e.jpg") == "d/e.jpg"
+    for name, why in [("b.png", "could be x/b.png or y/b.png"), ("c.png", "could be"), ("f", "missing image f"),
+                      ("e", "could be d/e.jpg or d/e.png"), ("../a.png", "leads out of the folder")]:  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            lookup.find(name)
+    assert lookup.find_tail("/elsewhere/x/b.png") == "x/b.png"
+    only = Lookup(["train/1.png"])  # the image of val is not there, and train's is another one
+    assert only.find("1.png") == only.find("1.png", split="train") == "train/1.png"
+    for name, split in [("val/1.png", None), ("1.png", "val"), ("images/val2017/1", None)]:
+        with pytest.raises(ValueError, match=r"missing image 1"):
+            only.find(name, split=split)
+
+
+def test_groups_of_names() -> None:
+    assert groups_of(["a.png", "x/b.png", "y/c.png"]) == ({}, [])  # two folders may be anything
+    assert groups_of(["train/a.rf.0.jpg", "val/a.rf.1.jpg", "val/b.rf.2.jpg"])[0] == {
+        "train/a.rf.0.jpg": "a", "val/a.rf.1.jpg": "a",
+    }  # fmt: skip
+    slides = ["images/A/1.png", "images/A/2.png", "train/B/3.png", "C/4.png", "5.png", "masks/D/1.png"]
+    assert groups_of(slides)[0] == {
+        "images/A/1.png": "A", "images/A/2.png": "A", "train/B/3.png": "B", "C/4.png": "C",
+    }  # fmt: skip
+
+
+def test_a_folder_of_many_files_is_looked_at_in_part(tmp_path: Path) -> None:
+    for i in range(1100):
+        (tmp_path / f"{i:04}.txt").touch()
+    text(tmp_path / "b" / "c" / "d.TXT", "")
+    text(tmp_path / ".hidden.txt", "")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert list(first_files(tmp_path, frozenset({".txt"}), each=2)) == ["0000.txt", "0001.txt", "b/c/d.TXT"]
+    assert list(first_files(tmp_path, frozenset({".txt"}), each=2, depth=1)) == ["0000.txt", "0001.txt"]
+    assert len(files_under(tmp_path, frozenset({".txt"}))) == 1101
+    assert files_under(tmp_path / "nowhere", frozenset({".txt"})) == []
+
+
+def test_unlabelled_images_are_said_one_by_one_or_by_folder() -> None:
+    names_of_all = ["a/1.png", "a/2.png", "masks/1.png", "masks/2.png", "top.png"]
+    assert unlabelled(names_of_all, ["a/1.png"]) == [
+        "a/2.png: left out, no label file has it (unlabelled)",
+        "./: 1 images left out, no label file has any of them (unlabelled)",
+        "masks/: 2 images left out, no label file has any of them (unlabelled)",
+    ]
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

@@ -6,30 +6,48 @@ What is refused raises `Rejected(reason, detail)`; the reasons here, beside thos
     too_large, too_small                               by the header, before anything is decoded
     damaged                                            cut short or corrupt; never shown half
     unstated_range                                     32-bit values, of which nobody said what is black and white
+    unsupported                                        a TIFF of more than four channels, or of a kind unknown to Pillow
 
-The rules for the rest: the EXIF orientation is applied, the first frame is taken, transparency is laid on white,
-palettes and CMYK become RGB, 16-bit grey is divided by 257 (so that 65535 is white), ICC profiles are ignored.
+The rules for the rest: the EXIF orientation is applied, the first frame or page is taken, transparency is laid on
+white, palettes and CMYK become RGB, ICC profiles are ignored. 16-bit grey is divided by 257, so that 65535 is white: a
+camera of 12 bits in 16 comes out nearly black, which the intake report says. Of 16-bit colour Pillow keeps the upper
+byte. `Reading` states another range of 16- and 32-bit grey, and another page of a TIFF.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.GifImagePlugin import GifImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes
+from ssl_pretrain.errors import UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # a list, because Pillow would run Ghostscript on an EPS
 MAX_PIXELS = 100_000_000
 MAX_SIDE_PX = 32_768
 MIN_SIDE_PX = 16
+MAX_CHANNELS = 4
+MAX_PAGES = 1000
+"""Counted no further: a hostile file may have millions."""
+MAX_STACK_PIXELS = 1_000_000_000
+"""Of all pages together, where the sharpest of them is asked for."""
+PLANES = ("first", "middle", "sharpest")
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG, _PHOTOMETRIC_TAG, _CHANNELS_TAG = 258, 262, 277
+_CMYK = 5  # photometric interpretation
+_BITS = {"1": 1, "I": 32, "F": 32}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,26 +59,71 @@ _TURNS = {
 }
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How files are read where they leave a choice; raises `UsageError` for a choice that makes no sense."""
+
+    value_range: tuple[float, float] | None = None
+    """Which values of 16-bit and 32-bit grey are black and white. Without it 16-bit grey has 0 and 65535, and 32-bit
+    grey is rejected; with it 16-bit colour is rejected, because Pillow keeps only its upper byte."""
+    plane: str = "first"
+    """The page of a TIFF with several: `first`, `middle` (of 4 the third), or `sharpest` (the largest variance of the
+    Laplacian, among the pages with the first one's size)."""
+
+    def __post_init__(self) -> None:
+        if self.plane not in PLANES:
+            raise UsageError(f"the plane is {self.plane!r}: give one of {', '.join(PLANES)}")
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise UsageError(f"the range is {low:g} to {high:g}: give the values of black and white, lower first")
+
+    @property
+    def words(self) -> str:
+        """What differs from the rules above, for keys and fingerprints; nothing if nothing does.
+
+        >>> Reading((0, 4095), "middle").words
+        ' range 0.0 4095.0 plane middle'
+        """
+        low_high = "" if self.value_range is None else " range {!r} {!r}".format(*map(float, self.value_range))
+        return low_high + ("" if self.plane == "first" else f" plane {self.plane}")
+
+
+AS_STATED = Reading()
+"""The rules above."""
+
+
+class Source(NamedTuple):
+    """What a file was."""
+
+    format: str
+    """Pillow's name."""
+    mode: str
+    """Pillow's, such as `RGB`, `P`, `I;16`."""
+    bits: int
+    """A channel."""
+    pages: int
+    """Of a TIFF, counted up to `MAX_PAGES`; of a moving GIF 2, however many there are; of a WebP its frames."""
+    peak: float
+    """Largest value of 16-bit or 32-bit grey, in the page that was taken; 0 for others."""
+
+
 class Decoded(NamedTuple):
-    """One image and the size that it had before it was resized."""
+    """One image and what it was before it was resized."""
 
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB, read-only."""
     original_hw: tuple[int, int]
     """Height and width in the file, upright."""
+    source: Source
 
 
-def decode(path: Path, float_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """The image as uint8 (H, W, 3) RGB, upright; raises `Rejected`.
-
-    `float_range` states which values of a 32-bit image are black and white; without it such an image is rejected.
-    """
-    return decode_bytes(read_bytes(path), None, float_range).pixels.copy()
+def decode(path: Path, reading: Reading = AS_STATED) -> NDArray[np.uint8]:
+    """The image as uint8 (H, W, 3) RGB, upright; raises `Rejected`."""
+    return decode_bytes(read_bytes(path), None, reading).pixels.copy()
 
 
-def decode_bytes(
-    data: bytes, short_side_px: int | None = None, float_range: tuple[float, float] | None = None
-) -> Decoded:
+def decode_bytes(data: bytes, short_side_px: int | None = None, reading: Reading = AS_STATED) -> Decoded:
     """The image in the bytes of a file, resized as `resize_short_side` does when a short side is given.
 
     A JPEG at least four times as large is first reduced in its own frequency domain to at least twice the size
@@ -69,14 +132,17 @@ def decode_bytes(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here is raised
         with _open(data) as image:
+            pages = _pages(image, data)
+            _turn_to(image, reading.plane, pages)
             width, height = image.size
+            source = Source(image.format or "", image.mode, _bits(image), pages, 0.0)
             if short_side_px is not None and min(width, height) >= 4 * short_side_px:
                 target_width, target_height = _target(width, height, short_side_px)
                 image.draft(None, (2 * target_width, 2 * target_height))
             try:
                 image.load()
                 turn = _orientation(image)
-                rgb = _rgb(image, float_range)
+                rgb, peak = _rgb(image, source, reading.value_range)
             except Rejected:
                 raise
             except MemoryError as error:
@@ -89,7 +155,7 @@ def decode_bytes(
         width, height = height, width
     if short_side_px is not None:
         rgb = rgb.resize(_target(width, height, short_side_px), Image.Resampling.LANCZOS)
-    return Decoded(np.asarray(rgb), (height, width))
+    return Decoded(np.asarray(rgb), (height, width), source._replace(peak=peak))
 
 
 def header_size(path: Path) -> tuple[int, int]:
@@ -131,16 +197,113 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Rejected("too_large", f"more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
+        kind = _unknown_tiff(data)
+        if kind:
+            raise Rejected("unsupported", kind) from error
         raise Rejected("unknown_format", f"not one of {', '.join(FORMATS)}") from error
     except Exception as error:  # as above
         raise Rejected("damaged", escape(str(error))[:200] or type(error).__name__) from error
+    _check_size(image)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_TAG) != _CMYK:
+        channels = image.tag_v2.get(_CHANNELS_TAG, 1)
+        if channels > MAX_CHANNELS:
+            raise Rejected(
+                "unsupported", f"{channels} channels; grey, RGB and CMYK, with alpha or without, can be used"
+            )
+    return image
+
+
+def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
         limit = f"{MAX_PIXELS} pixels, {MAX_SIDE_PX} px a side"
         raise Rejected("too_large", f"{width} x {height} px; the limit is {limit}")
     if min(width, height) < MIN_SIDE_PX:
         raise Rejected("too_small", f"{width} x {height} px; at least {MIN_SIDE_PX} px a side are needed")
-    return image
+
+
+def _unknown_tiff(data: bytes) -> str:
+    """What a TIFF holds that Pillow does not open; nothing for bytes that are no TIFF, or none that can be read."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return ""
+    try:
+        first = ImageFileDirectory_v2(data[:8])
+        first.load(_at(data, first.next))
+        channels, bits = first.get(_CHANNELS_TAG, 1), first.get(_BITS_TAG, (1,))
+        return f"a TIFF with channels of {', '.join(str(int(b)) for b in bits)} bits ({int(channels)} channels)"
+    except Exception:  # as above
+        return ""
+
+
+def _at(data: bytes, offset: int) -> io.BytesIO:
+    file = io.BytesIO(data)
+    file.seek(offset)
+    return file
+
+
+def _pages(image: Image.Image, data: bytes) -> int:
+    """As `Source.pages`. Pages that cannot be read are not counted: the first one may be good."""
+    try:
+        if isinstance(image, WebPImageFile):
+            return int(image.n_frames)
+        if not isinstance(image, TiffImageFile | GifImageFile):
+            return 1
+        most = MAX_PAGES if isinstance(image, TiffImageFile) else 2
+        with Image.open(io.BytesIO(data), formats=(image.format or "",)) as other:  # whose state is then lost
+            return _count(other, most)
+    except Exception:  # as above
+        return 1
+
+
+def _count(image: Image.Image, most: int) -> int:
+    count = 1
+    try:
+        while count < most:
+            image.seek(count)
+            count += 1
+    except Exception:  # EOFError behind the last one, and anything on a broken one
+        pass
+    return count
+
+
+def _turn_to(image: Image.Image, plane: str, pages: int) -> None:
+    """Turns to the page that is wanted, of a TIFF."""
+    if plane == "first" or pages == 1 or not isinstance(image, TiffImageFile):
+        return
+    if pages == MAX_PAGES:
+        raise Rejected("too_large", f"{MAX_PAGES} pages or more; only the first page of such a stack can be taken")
+    try:
+        image.seek(pages // 2 if plane == "middle" else _sharpest(image, pages))
+    except Rejected:
+        raise
+    except Exception as error:  # as above
+        raise Rejected("damaged", f"a page: {escape(str(error))[:200] or type(error).__name__}") from error
+    _check_size(image)
+
+
+def _sharpest(image: TiffImageFile, pages: int) -> int:
+    """The number of the page with the largest variance of its Laplacian; the first of equals."""
+    size = image.size
+    if pages * size[0] * size[1] > MAX_STACK_PIXELS:
+        raise Rejected("too_large", f"{pages} pages of {size[0]} x {size[1]} px are too many to look for the sharpest")
+    best, found = -1.0, 0
+    for page in range(pages):
+        image.seek(page)
+        if image.size != size:  # a reduced copy, or a label
+            continue
+        x = np.asarray(image if image.mode[0] in "IF" else image.convert("L")).astype(np.float32)
+        laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+        if laplacian.var() > best:
+            best, found = float(laplacian.var()), page
+    return found
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of a channel in the file: 16 also where Pillow gives 8 of them."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if ";16" in image.mode or (tiles and ";16" in str(tiles[0].args)):
+        return 16
+    return _BITS.get(image.mode, 8)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -151,21 +314,30 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _rgb(image: Image.Image, float_range: tuple[float, float] | None) -> Image.Image:
-    """8-bit RGB, by the rules at the top of this module."""
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        if float_range is None:
-            raise Rejected("unstated_range", f"32-bit values (mode {image.mode}) need a stated range")
-        low, high = float_range
-        values = np.asarray(image).astype(np.float64)
+def _rgb(image: Image.Image, source: Source, value_range: tuple[float, float] | None) -> tuple[Image.Image, float]:
+    """8-bit RGB, by the rules at the top of this module, and the largest value of deep grey."""
+    deep = image.mode.startswith("I;16") or image.mode in ("I", "F")
+    if deep:
+        values = np.asarray(image)
         if not np.isfinite(values).all():
             raise Rejected("damaged", "the image has values that are not finite")
-        grey = np.rint((values - low) / (high - low) * 255).clip(0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        grey, peak = _grey(values, value_range), float(values.max())
+        return Image.fromarray(grey).convert("RGB"), peak
+    if source.bits == 16 and value_range is not None:
+        raise Rejected("unsupported", "16-bit colour has no range: Pillow keeps its upper byte; save it with 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB"), 0.0
+    return image.convert("RGB"), 0.0
+
+
+def _grey(values_HW: NDArray[np.generic], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """uint8 (H, W) of deep grey."""
+    if value_range is not None:
+        low, high = value_range
+        grey = np.rint((values_HW.astype(np.float64) - low) / (high - low) * 255)
+        return grey.clip(0, 255).astype(np.uint8)
+    if values_HW.dtype.itemsize > 2:
+        found = f"32-bit values from {values_HW.min():g} to {values_HW.max():g}"
+        raise Rejected("unstated_range", f"{found} need a stated range (--range LOW HIGH)")
+    return ((values_HW.astype(np.uint32) + 128) // 257).astype(np.uint8)

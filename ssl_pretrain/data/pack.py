@@ -2,7 +2,9 @@
 
 A folder with `pixels.bin` (uint8, every image (H, W, 3) row-major, one after the other), `index.npz` (arrays, a row an
 image), `rejected.jsonl` (a line for every file that was not used) and `pack.json` (what made it). Images stand in the
-order of their relative paths. The fingerprint depends on the bytes of the image files and on the short side only.
+order of their relative paths. The fingerprint depends on the bytes of the image files, on the short side, and on a
+range or plane if one was given, only. Beside them stand what the intake report needs (`looks`) and makes (`intake`);
+a pack can be opened without.
 
 Shapes: N images, H and W in pixels.
 """
@@ -121,7 +123,7 @@ def open_pack(folder: Path) -> Pack:
             and len(arrays["group_N"]) == len(arrays["flags_N"]) == count
             and np.array_equal(arrays["offset_N"][1:], end_N[:-1])
             and int(end_N[-1]) == made["pixel_bytes"]
-            and fingerprint(sha256_N32, made["short_side_px"]) == made["fingerprint"]
+            and fingerprint(sha256_N32, made["short_side_px"], made.get("reading", "")) == made["fingerprint"]
         )
     except Exception as error:  # zip, npy and type errors of every kind: all say that the index is not ours
         raise _damaged(folder, f"index.npz: {escape(str(error))}") from error
@@ -155,9 +157,9 @@ def _damaged(folder: Path, what: str) -> DataError:
     return DataError(f"the pack {folder} is damaged ({what}): delete it and pack the images again")
 
 
-def fingerprint(sha256_N32: NDArray[np.uint8], short_side_px: int | None) -> str:
-    """64 hexadecimal digits for a set of files, in any order, at a short side."""
+def fingerprint(sha256_N32: NDArray[np.uint8], short_side_px: int | None, reading: str = "") -> str:
+    """64 hexadecimal digits for a set of files, in any order, at a short side; `reading` is `decode.Reading.words`."""
     words = np.ascontiguousarray(sha256_N32).view(">u8")
     order = np.lexsort(words.T[::-1])
-    head = f"{FORMAT} {VERSION} short side {short_side_px}\n".encode()
+    head = f"{FORMAT} {VERSION} short side {short_side_px}{reading}\n".encode()
     return hashlib.sha256(head + sha256_N32[order].tobytes()).hexdigest()

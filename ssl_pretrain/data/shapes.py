@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 MAX_PIXELS = 100_000_000
 """Of a mask, as of an image (`decode.MAX_PIXELS`)."""
+MAX_CORNER_PX = 1e6
+"""Of a polygon, to any side: no image is that large."""
 _MAX_DIGITS = 7
 """Of a compressed run, five bits each: more than 2^34 pixels in one run."""
 
@@ -48,11 +50,12 @@ def polygon(rings: Sequence[Sequence[float]]) -> Polygon:
     """
     made = []
     for ring in rings:
-        if len(ring) < 6 or len(ring) % 2:
-            raise ValueError(f"a ring of {len(ring)} numbers; at least 3 corners, two numbers each, are needed")
-        corners_P2 = np.array(ring, np.float64).reshape(-1, 2)
-        if not np.isfinite(corners_P2).all():
-            raise ValueError("a corner is not finite")
+        flat = _numbers(ring, "iuf")
+        if len(flat) < 6 or len(flat) % 2:
+            raise ValueError(f"a ring of {len(flat)} numbers; at least 3 corners, two numbers each, are needed")
+        corners_P2 = flat.astype(np.float64).reshape(-1, 2)
+        if not (np.abs(corners_P2) <= MAX_CORNER_PX).all():  # NaN is not either
+            raise ValueError("a corner that is not finite, or beyond all images")
         made.append(corners_P2)
     if not made:
         raise ValueError("a polygon without a ring")
@@ -86,15 +89,13 @@ def turned_box(x0: float, y0: float, x1: float, y1: float, degrees: float) -> Po
 
 
 def mask(size_hw: tuple[int, int], runs: Sequence[int] | NDArray[np.int64]) -> Mask:
-    """Of COCO's uncompressed runs; raises `ValueError` when they do not fill the image exactly."""
-    height, width = size_hw
-    runs_R = np.asarray(runs, np.int64)
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ValueError(f"a mask of {width} x {height} px")
+    """Of COCO's uncompressed runs; raises `ValueError` for what is not whole numbers that fill the image exactly."""
+    height, width = _size(size_hw)
+    runs_R = _numbers(runs, "iu")
     # a run below 0 or above the whole is refused first, so that the sum cannot overflow
-    if runs_R.ndim != 1 or ((runs_R < 0) | (runs_R > height * width)).any() or int(runs_R.sum()) != height * width:
+    if ((runs_R < 0) | (runs_R > height * width)).any() or int(runs_R.sum()) != height * width:
         raise ValueError(f"runs that do not fill {width} x {height} px")
-    return Mask((height, width), runs_R)
+    return Mask((height, width), runs_R.astype(np.int64))
 
 
 def row_major(size_hw: tuple[int, int], runs: Sequence[int]) -> Mask:
@@ -165,17 +166,56 @@ def of_pixels(inside_HW: NDArray[np.bool_]) -> Mask:
     return Mask((inside_HW.shape[0], inside_HW.shape[1]), runs_R.astype(np.int64))
 
 
+def of_spans(size_hw: tuple[int, int], start_K: NDArray[np.int64], end_K: NDArray[np.int64]) -> Mask:
+    """Of sorted spans of pixels, counted column by column, ends excluded; spans that meet become one run.
+
+    >>> of_spans((2, 2), np.array([1, 2]), np.array([2, 3])).runs_R.tolist()
+    [1, 2, 1]
+    """
+    apart_K = np.ones(len(start_K), np.bool_)
+    apart_K[1:] = start_K[1:] != end_K[:-1]
+    edges = np.stack([start_K[apart_K], end_K[np.roll(apart_K, -1)]], axis=1).ravel()
+    height, width = size_hw
+    runs_R = np.diff(np.concatenate([[0], edges, [height * width]])).astype(np.int64)
+    return Mask((height, width), runs_R[:-1] if len(runs_R) > 1 and runs_R[-1] == 0 else runs_R)
+
+
+def placed(of: Mask, left: int, top: int, size_hw: tuple[int, int]) -> Mask:
+    """The mask as a part of a larger image, with its top left pixel at (left, top); `ValueError` where it sticks out.
+
+    >>> placed(of_pixels(np.array([[True]])), 1, 0, (2, 2)).runs_R.tolist()
+    [2, 1, 1]
+    """
+    (rows, columns), (height, width) = of.size_hw, _size(size_hw)
+    if left < 0 or top < 0 or left + columns > width or top + rows > height:
+        raise ValueError(f"a mask of {columns} x {rows} px at ({left}, {top}) of {width} x {height} px")
+    end_R = np.cumsum(of.runs_R)
+    start_K, end_K = (end_R - of.runs_R)[1::2], end_R[1::2]
+    first_K, last_K = start_K // rows, (end_K - 1) // rows
+    # a run that goes on in the next column is cut there, for between them lies background now
+    pieces_K = np.where(end_K > start_K, last_K - first_K + 1, 0)
+    k = np.repeat(np.arange(len(start_K)), pieces_K)
+    column = first_K[k] + np.arange(len(k)) - np.repeat(np.cumsum(pieces_K) - pieces_K, pieces_K)
+    starts = np.maximum(start_K[k], column * rows) - column * rows
+    ends = np.minimum(end_K[k], (column + 1) * rows) - column * rows
+    origin = (column + left) * height + top
+    return of_spans((height, width), origin + starts, origin + ends)
+
+
 def pixels(shape: Shape, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask, bool (H, W); of a polygon by Pillow, to about half a pixel. `ValueError` for a mask of another size."""
+    """The mask, bool (H, W): of a polygon the pixels whose middle is inside. `ValueError` for a mask of another size.
+
+    >>> pixels(polygon([[0, 0, 2, 0, 2, 1, 0, 1]]), (2, 3)).astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0]]
+    """
     if isinstance(shape, Mask):
         if shape.size_hw != size_hw:
             raise ValueError(f"a mask of {shape.size_hw} in an image of {size_hw}, both height and width")
         return _flat(shape).reshape(size_hw[::-1]).T
-    drawn = Image.new("1", size_hw[::-1])
+    drawn_HW = np.zeros(size_hw, np.bool_)
     for ring_P2 in shape.rings:
-        # corners are edges between pixels, Pillow's are middles
-        ImageDraw.Draw(drawn).polygon([(float(x), float(y)) for x, y in ring_P2 - 0.5], fill=1)
-    return np.asarray(drawn)
+        _fill(ring_P2, drawn_HW)
+    return drawn_HW
 
 
 def box(shape: Shape) -> tuple[float, float, float, float]:
@@ -198,6 +238,47 @@ def box(shape: Shape) -> tuple[float, float, float, float]:
     top = 0 if whole_K.any() else int((start_K % height).min())
     bottom = height if whole_K.any() else int(((end_K - 1) % height).max()) + 1
     return float(start_K.min() // height), float(top), float((end_K.max() - 1) // height + 1), float(bottom)
+
+
+def _fill(ring_P2: NDArray[np.float64], drawn_HW: NDArray[np.bool_]) -> None:
+    """Draws what is inside a ring, even-odd. (Pillow's polygons are half a pixel off and a sixth too large.)"""
+    height, width = drawn_HW.shape
+    (x0_P, y0_P), (x1_P, y1_P) = ring_P2.T, np.roll(ring_P2, -1, axis=0).T
+    # an edge crosses the rows whose middle is between its ends; the lower end is the next edge's
+    top_P = np.ceil(np.minimum(y0_P, y1_P) - 0.5).clip(0, height).astype(np.int64)
+    count_P = np.ceil(np.maximum(y0_P, y1_P) - 0.5).clip(0, height).astype(np.int64) - top_P
+    edge = np.repeat(np.arange(len(top_P)), count_P)
+    if not len(edge):
+        return
+    row = top_P[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count_P) - count_P, count_P)
+    part = (row + 0.5 - y0_P[edge]) / (y1_P - y0_P)[edge]
+    column = np.ceil(x0_P[edge] + part * (x1_P - x0_P)[edge] - 0.5).clip(0, width).astype(np.int64)
+    rows, columns = slice(int(row.min()), int(row.max()) + 1), slice(int(column.min()), int(column.max()))
+    flips = np.zeros((rows.stop - rows.start, columns.stop - columns.start + 1), np.bool_)
+    np.logical_xor.at(flips, (row - rows.start, column - columns.start), True)
+    drawn_HW[rows, columns] |= np.logical_xor.accumulate(flips, axis=1)[:, :-1]
+
+
+def _size(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """The size of a mask, as it may be; raises `ValueError`."""
+    height, width = size_hw
+    if type(height) is not int or type(width) is not int:
+        raise ValueError("a mask whose size is not two whole numbers")
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"a mask without pixels, or of more than {MAX_PIXELS}")
+    return height, width
+
+
+def _numbers(values: object, kinds: str) -> NDArray[Any]:
+    """A flat list of numbers as it comes out of JSON; raises `ValueError` for anything else in it, truth values too."""
+    if not isinstance(values, list | tuple | np.ndarray):
+        raise ValueError("not a list of numbers")
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.dtype.kind not in kinds and len(array)):
+        raise ValueError("not a list of numbers")
+    if not isinstance(values, np.ndarray) and any(isinstance(value, bool) for value in values):
+        raise ValueError("a truth value among numbers")
+    return array
 
 
 def _flat(of: Mask) -> NDArray[np.bool_]:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_pretrain.data.decode import decode_bytes
+from ssl_pretrain.data.decode import AS_STATED, Reading, Source, decode_bytes
 from ssl_pretrain.data.files import Listing, Rejected, read_bytes
+from ssl_pretrain.data.looks import Measured, measure
 from ssl_pretrain.errors import UsageError
 
 _CHUNK_FILES, _CHUNK_FILE_BYTES = 32, 1 << 20  # what one worker is given at a time
@@ -26,16 +27,22 @@ _CHUNK_PIXEL_BYTES = 64 << 20  # and what it may hold before it hands back: boun
 
 
 class Outcome(NamedTuple):
-    """What became of one file: pixels (H, W, 3), or a reason; and the SHA-256 of its bytes, if they could be read."""
+    """What became of one file: pixels (H, W, 3) with what they look like and what the file was, or a reason; and the
+    SHA-256 of its bytes, if they could be read.
+    """
 
     pixels: NDArray[np.uint8] | None
     original_hw: tuple[int, int]
     sha256: str | None
     reason: str = ""
     detail: str = ""
+    measured: Measured | None = None
+    source: Source | None = None
 
 
-def _decode_some(root: Path, names: Sequence[str], short_side_px: int | None) -> list[Outcome]:
+def _decode_some(
+    root: Path, names: Sequence[str], short_side_px: int | None, reading: Reading = AS_STATED
+) -> list[Outcome]:
     """Outcomes of the first names, as many as fit into `_CHUNK_PIXEL_BYTES`, one at least. Runs in a worker."""
     outcomes: list[Outcome] = []
     held = 0
@@ -44,11 +51,11 @@ def _decode_some(root: Path, names: Sequence[str], short_side_px: int | None) ->
         try:
             data = read_bytes(root / name)
             sha256 = hashlib.sha256(data).hexdigest()
-            pixels, original_hw = decode_bytes(data, short_side_px)
+            pixels, original_hw, source = decode_bytes(data, short_side_px, reading)
         except Rejected as why:
             outcomes.append(Outcome(None, (0, 0), sha256, why.reason, why.detail))
             continue
-        outcomes.append(Outcome(pixels, original_hw, sha256))
+        outcomes.append(Outcome(pixels, original_hw, sha256, measured=measure(pixels), source=source))
         held += pixels.nbytes
         if held >= _CHUNK_PIXEL_BYTES:
             break
@@ -75,8 +82,8 @@ def _ready() -> None:
 class _Workers:
     """A pool that outlives its workers: what it was doing when one died is done again, one file at a time."""
 
-    def __init__(self, root: Path, short_side_px: int | None, processes: int) -> None:
-        self.root, self.short_side_px, self.processes = root, short_side_px, processes
+    def __init__(self, root: Path, short_side_px: int | None, processes: int, reading: Reading) -> None:
+        self.root, self.short_side_px, self.processes, self.reading = root, short_side_px, processes, reading
         self.pool = self._new(processes)
         self.lone: ProcessPoolExecutor | None = None
         try:
@@ -95,11 +102,11 @@ class _Workers:
 
     def submit(self, names: Sequence[str]) -> Future[list[Outcome]]:
         try:
-            return self.pool.submit(_decode_some, self.root, names, self.short_side_px)
+            return self.pool.submit(_decode_some, self.root, names, self.short_side_px, self.reading)
         except BrokenProcessPool:
             self.pool.shutdown()
             self.pool = self._new(self.processes)
-            return self.pool.submit(_decode_some, self.root, names, self.short_side_px)
+            return self.pool.submit(_decode_some, self.root, names, self.short_side_px, self.reading)
 
     def carefully(self, names: Sequence[str]) -> list[Outcome]:
         """One file at a time in a process of its own: who dies again is rejected."""
@@ -107,7 +114,8 @@ class _Workers:
         for name in names:
             self.lone = self.lone or self._new(1)
             try:
-                outcomes += self.lone.submit(_decode_some, self.root, [name], self.short_side_px).result()
+                done = self.lone.submit(_decode_some, self.root, [name], self.short_side_px, self.reading)
+                outcomes += done.result()
             except BrokenProcessPool:
                 self.lone.shutdown()
                 self.lone = None
@@ -130,7 +138,9 @@ def _chunks(bytes_N: NDArray[np.int64], start: int) -> Iterator[tuple[int, int]]
         start = stop
 
 
-def decode_all(listing: Listing, start: int, short_side_px: int | None, processes: int) -> Iterator[list[Outcome]]:
+def decode_all(
+    listing: Listing, start: int, short_side_px: int | None, processes: int, reading: Reading = AS_STATED
+) -> Iterator[list[Outcome]]:
     """Outcomes of the files from number `start` on, in order, a few at a time, whatever happens to the processes.
 
     With 0 processes this process decodes, and a file that crashes the decoder ends it. Raises `UsageError` when
@@ -140,11 +150,11 @@ def decode_all(listing: Listing, start: int, short_side_px: int | None, processe
     chunks = _chunks(listing.bytes_N, start)
     if processes == 0:
         while start < len(names):
-            some = _decode_some(listing.root, names[start : start + _CHUNK_FILES], short_side_px)
+            some = _decode_some(listing.root, names[start : start + _CHUNK_FILES], short_side_px, reading)
             start += len(some)
             yield some
         return
-    workers = _Workers(listing.root, short_side_px, processes)
+    workers = _Workers(listing.root, short_side_px, processes, reading)
     waiting: deque[tuple[int, int, Future[list[Outcome]]]] = deque()
     try:
         while True:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from ssl_pretrain.errors import SslPretrainError
+from ssl_pretrain.errors import DataError, SslPretrainError
 from ssl_pretrain.files import durably, write_durably
 
 KEEP = 2
@@ -35,7 +36,10 @@ class Checkpoints:
         first = not self._marked()
         with durably(path) as file:
             hashed: Any = _Hashed(file)  # all that torch asks of a file
-            torch.save(state, hashed)
+            try:
+                torch.save(state, hashed)
+            except RuntimeError as error:  # torch's writer, as it closes, hides what stopped it
+                raise (hashed.error or error) from error
         marker = {"step": step, "bytes": hashed.bytes, "sha256": hashed.sha256.hexdigest()}
         write_durably(path.with_suffix(".json"), json.dumps(marker).encode())
         if first:  # one value of a type that a safe load refuses would otherwise show only after the crash
@@ -59,15 +63,26 @@ class Checkpoints:
         return self.read(self.folder / f"step_{step:09d}.pt")
 
     def read(self, path: Path) -> dict[str, Any] | None:
-        """The state in a checkpoint whose bytes are what its marker says; nothing else is given to torch."""
+        """The state in a checkpoint whose bytes are what its marker says; nothing else is given to torch.
+
+        Raises `DataError` where that is not what a run saves: another type, or one that a safe load refuses.
+        """
         try:
             marker = json.loads(path.with_suffix(".json").read_text())
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != marker["sha256"]:
                 return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and storage errors of every kind
+            what = f"holds a pickled {kind}" if (kind := pickled_kind(error)) else "cannot be loaded"
+            raise DataError(f"{path} {what}, which no run saves; choose another --out, or remove it") from error
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise DataError(f"{path} is not the checkpoint of a run; choose another --out")
+        if name := expanded(state):
+            raise DataError(f"{path}: {name} claims more values than the file holds; choose another --out")
         return state
 
     def _marked(self) -> list[Path]:
@@ -82,16 +97,48 @@ def sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def pickled_kind(error: Exception) -> str:
+    """The class or function that torch's safe loader refused, or nothing where it failed of something else.
+
+    >>> pickled_kind(ValueError("Trying to load unsupported GLOBAL posix.system whose module posix is blocked."))
+    'posix.system'
+    """
+    found = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+\.\w+)", str(error))
+    return found[1] if found else ""
+
+
+def expanded(state: Any, name: str = "") -> str:
+    """The dotted name of a tensor that shows more bytes than its storage has, or nothing.
+
+    A file of 1.5 kB can hold one of 2^40 values by a stride of 0: whatever copies it would need terabytes.
+
+    >>> expanded({"a": torch.zeros(2), "b": {"c": torch.zeros(1).expand(3)}})
+    '.b.c'
+    """
+    if isinstance(state, torch.Tensor):
+        held = state.untyped_storage().nbytes() if state.layout == torch.strided else 0
+        return (name or "a tensor") if state.numel() * state.element_size() > held else ""
+    if isinstance(state, dict | list | tuple):
+        parts = state.items() if isinstance(state, dict) else enumerate(state)
+        return next((found for key, value in parts if (found := expanded(value, f"{name}.{key}"))), "")
+    return ""
+
+
 class _Hashed:
     """A file that hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, content: bytes) -> int:
         self.sha256.update(content)
         self.bytes += len(content)
-        return self.file.write(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -101,6 +148,7 @@ def _non_finite(state: Any, name: str = "") -> str:
     """The dotted name of a tensor with a NaN or an infinity, or nothing."""
     if isinstance(state, torch.Tensor):
         return "" if not state.is_floating_point() or bool(torch.isfinite(state).all()) else name or "a tensor"
-    if isinstance(state, dict):
-        return next((found for key, value in state.items() if (found := _non_finite(value, f"{name}.{key}"))), "")
+    if isinstance(state, dict | list | tuple):
+        parts = state.items() if isinstance(state, dict) else enumerate(state)
+        return next((found for key, value in parts if (found := _non_finite(value, f"{name}.{key}"))), "")
     return ""

@@ -45,6 +45,7 @@ class Keeper:
         """When the last save was begun, the seconds that training waited for it, and failures in a row."""
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._beside: WriteError | None = None
 
     def __enter__(self) -> Keeper:
         return self
@@ -75,7 +76,7 @@ class Keeper:
         try:
             beside()
         except WriteError as error:
-            self._count(error)
+            self._beside = error
         self.saved_at = self.clock()
         self.cost = self.saved_at - began
 
@@ -89,6 +90,8 @@ class Keeper:
         """Saves, and returns when it is done. Raises `WriteError` after `FAILURES` attempts."""
         if self._thread is not None:
             self._thread.join()
+        if self.lock is not None:
+            self.lock.check()
         for attempt in range(1, FAILURES + 1):
             try:
                 self.checkpoints.save(step, state)
@@ -99,7 +102,8 @@ class Keeper:
                     raise WriteError(f"step {step} is not saved: {error}; {self._last_good()}") from error
                 self.say(f"step {step}: {error}; trying again in {RETRY_S:.0f} s")
                 time.sleep(RETRY_S)
-        self._thread, self._error, self.failed, self.saved_at = None, None, 0, self.clock()
+        self._thread, self._error, self._beside, self.failed = None, None, None, 0
+        self.saved_at = self.clock()
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         try:
@@ -108,8 +112,9 @@ class Keeper:
             self._error = error
 
     def _settle(self) -> None:
-        """Looks at what came of the save in the background."""
-        self._thread, error, self._error = None, self._error, None
+        """Looks at what came of the save: a full disk that took neither checkpoint nor artefact failed once."""
+        error = self._error or self._beside
+        self._thread, self._error, self._beside = None, None, None
         if error is None:
             self.failed = 0
         elif isinstance(error, WriteError):

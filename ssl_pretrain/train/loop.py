@@ -103,8 +103,10 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     crops = 2 * recipe.train.batch_size // (fabric.world_size * recipe.train.accumulate)
     settings = recipe.flat() | {"train.lr": spec.lr, "train.warmup": spec.warmup}
     health = Health(steps, method.chance(recipe.train.batch_size // recipe.train.accumulate), settings, crops)
-    checkup = Checkup(feed, method)
-    run = Run(recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps)
+    checkup, guard = Checkup(feed, method), Guard(recipe.train.max_skipped)
+    run = Run(
+        recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps, guard
+    )
     restore(run)
     if source.asked(recipe.backbone.init) and fabric.is_global_zero:
         run.drift = drift.opened(folder, method.backbone, pack, recipe.views.window_px, run.step)
@@ -119,7 +121,7 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
 
 def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
     """The loop."""
-    train, guard = run.recipe.train, Guard(run.recipe.train.max_skipped)
+    train = run.recipe.train
     pace = Pace(run.recipe.probe, run.feed.steps_per_epoch, run.steps, at_end=run.probe is not None)
     if run.step == 0:
         first_views(run, journal)
@@ -135,13 +137,13 @@ def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
         try:
             losses, norm = _step(run, step, progress)
         except torch.OutOfMemoryError as error:
-            raise too_large(run, progress, partial(forward_backward, run)) from error
-        if broken := guard.look(step, losses["loss"], norm, rate):
+            raise too_large(run, error, progress, partial(forward_backward, run)) from error
+        if broken := run.guard.look(step, losses["loss"], norm, rate):
             journal.say(f"step {step}: {broken}")
             journal.record(step + 1, {broken.name: 1}, "health")
-            if guard.exceeded:
+            if run.guard.exceeded:
                 _roll_back(run, journal, keeper, broken)
-                guard = Guard(train.max_skipped)
+                run.guard = Guard(train.max_skipped)
                 continue
         run.step = step + 1
         ill = None
@@ -203,7 +205,14 @@ def _gradient_norm(method: Method) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
 
 
+def _write_recipe(run: Run) -> None:
+    changed = [f"# changed at step {each['step']}: {'; '.join(each['what'])}\n" for each in run.changes]
+    write_durably(run.folder / "recipe.yaml", "".join([*changed, run.recipe.yaml()]).encode())
+
+
 def _write_artefact(run: Run) -> None:
+    if not (run.folder / "recipe.yaml").exists():  # the folder was removed
+        _write_recipe(run)
     artefact.write(run.folder / "artefact", run.method.backbone, origin(run))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,12 +16,15 @@ LEAST = 2
 """Images of a part: BatchNorm and contrast need company."""
 
 
-def too_large(run: Run, progress: float, attempt: Callable[[int, float], object]) -> UsageError:
-    """The error to raise after an `OutOfMemoryError`, with what fits: measured by running the step in smaller parts.
+def too_large(
+    run: Run, error: torch.OutOfMemoryError, progress: float, attempt: Callable[[int, float], object]
+) -> UsageError:
+    """What to raise after an `OutOfMemoryError`, with what fits: measured by running the step in smaller parts.
 
     `attempt(step, progress)` computes the gradients of a step. With several processes nothing is measured: they would
     have to run out of memory together.
     """
+    traceback.clear_frames(error.__traceback__)  # they hold what the failed attempt had already computed
     share, batch = run.feed.share, run.recipe.train.batch_size
     mine = batch // share.ranks
     at_once, device = mine // share.parts, run.fabric.device

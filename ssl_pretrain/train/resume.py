@@ -31,6 +31,8 @@ def state(run: Run) -> dict[str, Any]:
         "stale": run.stale,
         "scores": dict(run.scores),
         "detour": run.feed.detour,
+        "in_a_row": run.guard.in_a_row,
+        "skipped": list(run.guard.skipped),
         "changes": json.dumps(run.changes),
         "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -118,3 +120,4 @@ def _load(run: Run, found: dict[str, Any]) -> None:
         raise UsageError(f"the checkpoint in {run.folder} does not fit this network: {why}") from error
     run.step, run.best, run.scores = found["step"], found["best"], found["scores"]
     run.stale, run.feed.detour = found.get("stale", 0), found.get("detour", 0)
+    run.guard.in_a_row, run.guard.skipped = found.get("in_a_row", 0), list(found.get("skipped", ()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ssl_pretrain import artefact
 from ssl_pretrain.backbones import InputSpec
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.named import named
+from ssl_pretrain.train.checkpoint import expanded, pickled_kind
 
 Weights = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -80,17 +80,19 @@ def _unpickled(path: Path) -> Any:
     """What torch saved, by the loader that runs no code."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's and MAE's files hold their arguments
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        kind = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+\.\w+)", str(error))
-        if kind is None:
+        if not (kind := pickled_kind(error)):
             raise DataError(f"{path} is no checkpoint that torch can read") from error
         raise UsageError(
-            f"{path} holds a pickled {kind[1]}, and loading such objects can run any code: save the weights alone in "
+            f"{path} holds a pickled {kind}, and loading such objects can run any code: save the weights alone in "
             "the program that made it, torch.save(model.state_dict(), FILE), or as safetensors"
         ) from error
     except Exception as error:  # zip, tar, pickle and storage errors of every kind
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    if name := expanded(found):
+        raise DataError(f"{path}: {name} claims more values than the file holds")
+    return found
 
 
 def _places(found: Any, at: str = "") -> dict[str, Weights]:

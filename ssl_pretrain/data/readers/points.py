@@ -8,31 +8,29 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
+from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
+from ssl_pretrain.data.text_labels import first_line, has_names, is_list, lines_of
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "images/ with labels/<name>.txt of lines `x y class`"
-_MAX_LABEL_BYTES = 64 << 20
 
 
 def recognise(root: Path) -> bool:
-    """Whether there are label files whose first line is a point, or label files without any line."""
+    """Whether the first line of a label file is a point; where there is no line, whether nothing says otherwise.
+
+    Then `labels/` holds nothing but empty text files, and no class names are given, which would be YOLO's.
+    """
     if not (root / "labels").is_dir():
         return False
-    for name in sorted(_label_files(root)):
+    if line := first_line(root):
         try:
-            lines = _lines(root / "labels" / name)
-        except (Rejected, UnicodeDecodeError):
-            continue
-        if lines:
-            try:
-                _point(lines[0])
-            except ValueError:
-                return False
-            return True
-    return (root / "images").is_dir()
+            return bool(_point(line))
+        except ValueError:
+            return False
+    others = any(path.suffix.lower() != ".txt" for path in (root / "labels").iterdir() if path.is_file())
+    return (root / "images").is_dir() and not others and not has_names(root)
 
 
 def read(root: Path) -> LabelledSet:
@@ -61,25 +59,18 @@ def read(root: Path) -> LabelledSet:
 
 
 def _label_files(root: Path) -> set[str]:
-    """Relative to `labels/`."""
+    """Relative to `labels/`; `classes.txt`, which annotation tools leave there, is none."""
     folder = root / "labels"
     found = (path.relative_to(folder) for path in folder.rglob("*.txt"))
-    return {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+    return {
+        path.as_posix()
+        for path in found
+        if not is_list(path.name) and not any(part.startswith(".") for part in path.parts)
+    }
 
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines that say something. Raises `Rejected` or `UnicodeDecodeError`."""
-    try:
-        text = read_bytes(path, _MAX_LABEL_BYTES).decode("utf-8-sig")
-    except Rejected as why:
-        if why.reason == "empty":
-            return []
-        raise
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _point(line: str) -> tuple[float, float, str]:
@@ -95,7 +86,7 @@ def _image(root: Path, name: str, label_file: str, gathering: Gathering) -> None
     if size_px is None:
         return
     try:
-        lines = _lines(root / "labels" / label_file)
+        lines = lines_of(root / "labels" / label_file)
     except (Rejected, UnicodeDecodeError) as error:
         gathering.problems.append(
             f"{escape(label_file)}: left out with its image, cannot be read ({escape(str(error))})"

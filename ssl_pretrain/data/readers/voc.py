@@ -14,16 +14,21 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
+from ssl_pretrain.data.lookup import first_files
 from ssl_pretrain.data.readers import SPLITS, LabelledSet, number, size_or_none, stays_inside
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "Annotations/*.xml of Pascal VOC beside JPEGImages/"
 _MAX_XML_BYTES = 64 << 20
+_XML = frozenset({".xml"})
 
 
 def recognise(root: Path) -> bool:
-    """Whether there is a folder `Annotations` with XML files, or one beside `JPEGImages`."""
-    return bool(_xml_files(root)) or ((root / "Annotations").is_dir() and (root / "JPEGImages").is_dir())
+    """Whether `Annotations` has XML files that are not all another tool's, or none but `JPEGImages` is beside it."""
+    heads = [_head(root / "Annotations" / name) for name in first_files(root / "Annotations", _XML, each=5, depth=0)]
+    if not heads:
+        return (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir()
+    return any(b"<annotations" not in start for start in heads)  # with an s it is CVAT's
 
 
 def read(root: Path) -> LabelledSet:
@@ -60,6 +65,13 @@ def read(root: Path) -> LabelledSet:
         gathering.add(root / folder / name, name, objects, split=splits.get(path.stem))
     problems += [f"{escape(name)}: left out, missing label file (unlabelled)" for name in names if name not in used]
     return gathering.done()
+
+
+def _head(path: Path) -> bytes:
+    try:
+        return read_bytes(path, _MAX_XML_BYTES)[:1000]
+    except Rejected:
+        return b""
 
 
 def _xml_files(root: Path) -> list[Path]:

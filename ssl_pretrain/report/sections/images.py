@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_pretrain.data import intake
+from ssl_pretrain.data.overlap import reading_of
 from ssl_pretrain.data.pack import manifest
 from ssl_pretrain.errors import DataError
-from ssl_pretrain.report import html
+from ssl_pretrain.report import html, oddities
 from ssl_pretrain.report.sections import Section
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 PLACE = 120
 EXAMPLES = 3
 """Files named for each reason of rejection."""
+ALT = "The images of the pack that show least, are most blurred, brightest and darkest, and pairs that show the same."
+UNSEEN = "Blank, blurred and repeated images were not looked for: `ssl-pretrain pack` makes a pack and looks for them."
 WORDS = "What the intake found. Nothing is repaired in silence: a file that could not be used is counted here."
 
 
@@ -41,7 +45,11 @@ def section(run: RunFolder) -> Section:
     }
     rows = [(reason, f"{len(paths):,}", ", ".join(paths[:EXAMPLES])) for reason, paths in refused.items()]
     table = html.table(["rejected because", "files", "such as"], rows, numbers=False) if rows else ""
-    return Section("The images", WORDS, html=html.facts(named) + table)
+    found = intake.read(pack)
+    if found is None:
+        return Section("The images", WORDS, html=html.facts(named) + table + html.items([UNSEEN]))
+    lines = html.items(intake.words(found, reading_of(pack)))
+    return Section("The images", WORDS, oddities.figure(pack, found), ALT, html.facts(named) + table + lines)
 
 
 def rejected(pack: Path) -> dict[str, list[str]]:
