@@ -124,7 +124,10 @@ def load_backbone(folder: str | Path) -> MapBackbone:
         expected = load_safetensors((path / "probe.safetensors").read_bytes())
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / 'probe.safetensors'} cannot be read: {error}") from error
-    found = _probe(backbone)
+    try:
+        found = _probe(backbone)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path / 'config.json'} states an input that its network cannot take: {error}") from error
     if set(expected) != set(found):
         raise DataError(f"{path / 'probe.safetensors'} has other maps than the backbone gives")
     for name, map_BCHW in expected.items():
@@ -187,16 +190,32 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         schema = config["ssl_pretrain"]["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder} is not an artefact: its config.json has no readable ssl_pretrain block") from error
     if schema != SCHEMA:
         raise UsageError(f"{folder} was written by another version (schema {schema}, this one reads {SCHEMA})")
+    card = config["ssl_pretrain"]
+    broken = [key for key in ("family", "weights_sha256", "shapes_sha256") if not isinstance(card.get(key), str)]
+    if broken or not isinstance(config.get("architecture"), str):
+        raise DataError(f"{folder / 'config.json'} is damaged: {broken[0] if broken else 'architecture'} is missing")
     return config
 
 
 def _rebuilt(config: Mapping[str, Any], weights: dict[str, Tensor]) -> Backbone:
     """The backbone as a consumer builds it: from the card, in FP32, without what only training needs."""
-    backbone: Backbone = named("backbones", config["ssl_pretrain"]["family"]).from_config(config)
+    try:
+        backbone: Backbone = named("backbones", config["ssl_pretrain"]["family"]).from_config(config)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # whatever a card lacks
+        raise DataError(
+            f"config.json describes no network that can be built: {type(error).__name__}: {error}"
+        ) from error
     try:
         backbone.load_weights(weights)
     except RuntimeError as error:

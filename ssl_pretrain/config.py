@@ -20,8 +20,14 @@ from ssl_pretrain.errors import UsageError
 from ssl_pretrain.named import nearest
 
 Sections = Mapping[str, type]
+OPENING = (
+    yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken,
+)  # fmt: skip
+CLOSING = yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken
 MAX_BYTES = 1 << 20
-"""Larger files are no recipes (an alias bomb is small in bytes, but so is what safe_load makes of it here)."""
+"""Larger files are no recipes."""
+MAX_DEPTH = 20
+"""Of nested lists and mappings: PyYAML takes seconds for a thousand open brackets."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -29,17 +35,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise UsageError(f"{path} is larger than a recipe can be ({MAX_BYTES >> 20} MiB)")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_bombs(path, text)
+        content = yaml.safe_load(text)
     except FileNotFoundError as error:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise UsageError(f"there is no recipe {path}{near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # its constructors' own too
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a recipe: it should hold keys and values such as `backbone: resnet18`")
     return content
+
+
+def _refuse_bombs(path: Path, text: str) -> None:
+    """A few aliases of aliases, or brackets in brackets, are a small file and a large mapping."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise UsageError(f"{path}: line {token.start_mark.line + 1}: a recipe has no aliases (*name); write it out")
+        if isinstance(token, OPENING):
+            depth += 1
+        elif isinstance(token, CLOSING):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{path}: line {token.start_mark.line + 1}: nested deeper than a recipe can be")
 
 
 def build(given: Mapping[str, Any], words: Sequence[str], sections: Sections) -> dict[str, Any]:

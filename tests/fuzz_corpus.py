@@ -68,7 +68,7 @@ def check(labelled: readers.LabelledSet, root: Path, format: str) -> None:
     line(labelled.found, "found")
     for problem in labelled.problems:
         line(problem, "a problem")
-        assert len(problem) < 25_000, f"a problem of {len(problem)} letters: {problem[:80]}"
+        assert len(problem) < 1_000, f"a problem of {len(problem)} letters: {problem[:80]}"
     for label in labelled.classes:
         line(label, "a class")
     assert list(labelled.classes) == sorted(set(labelled.classes), key=readers.natural), "classes are not sorted"

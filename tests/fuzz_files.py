@@ -308,7 +308,7 @@ def tiles() -> dict[str, bytes]:
 
 def z_stack() -> dict[str, bytes]:
     files = {f"{frame}/{z:02d}.png": PNG for frame in ("frame000", "frame001") for z in range(3)}
-    return {**files, "labels.csv": b"frame,label,set\nframe000,H,0\nframe001,N,1\n"}
+    return {**files, "labels.csv": b"stack,label,set\nframe000,H,0\nframe001,N,1\n"}
 
 
 def stacked_tiffs() -> dict[str, bytes]:

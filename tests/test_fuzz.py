@@ -65,9 +65,11 @@ def test_every_reader_has_an_entry(tmp_path: Path) -> None:
         root = tmp_path / name / "data"
         fuzz.Tree(root, FORMATS[name])
         fitting = [other for other in names(readers.KIND) if named(readers.KIND, other).recognise(root)]
-        found = read(root)
+        # Cervix93 has classes of images and points in them: which is meant is the user's to say
+        found = read(root, format="point_table" if name == "cervix93" else None)
         assert any(image.labels for image in found.images)
-        assert set(fitting) - {readers.FALLBACK, found.format} == set(), name
+        both = {"csv_labels"} if name == "cervix93" else set()
+        assert set(fitting) - {readers.FALLBACK, found.format} == both, name
         read_by.add(found.format)
     assert read_by | {"matlab"} == set(names(readers.KIND))  # matlab extracts, and has entries of its own
 

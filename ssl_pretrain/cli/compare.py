@@ -20,7 +20,11 @@ def run(words: list[str], console: Console) -> None:
     usual = Settings()
     parser = new_parser("compare", __doc__)
     parser.add_argument("backbone", type=Path, help="a run or an artefact")
-    parser.add_argument("--data", type=str, required=True, help="Pascal VOC, points, or synthetic:N")
+    parser.add_argument(
+        "--data", type=str, required=True, help="a folder with boxes or points, a label file, or synthetic:N"
+    )
+    parser.add_argument("--format", type=str | None, default=None, help="of the labels, where two would fit")
+    parser.add_argument("--group-regex", type=str | None, default=None, help="its first (...) names patient or slide")
     parser.add_argument("--out", type=Path, required=True, help="results, one a run; the same command goes on there")
     parser.add_argument(
         "--against", type=str, nargs="+", default=["random", "imagenet"], help="and folders of other artefacts or runs"
@@ -41,7 +45,7 @@ def run(words: list[str], console: Console) -> None:
     from ssl_pretrain.compare import drawing
     from ssl_pretrain.compare.judging import installed
     from ssl_pretrain.compare.running import compare
-    from ssl_pretrain.data import readers, sources
+    from ssl_pretrain.data import sources
 
     settings = Settings(
         detector=given.detector,
@@ -57,7 +61,7 @@ def run(words: list[str], console: Console) -> None:
         seed=given.seed,
     )
     installed()
-    labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
+    labelled = sources.labelled(given.data, Path("runs/cache"), given.format, given.group_regex)
     console.print(labelled.found, highlight=False)
     found = compare(given.backbone, labelled, given.out, settings, console, against=given.against)
     console.print(drawing.table(found))

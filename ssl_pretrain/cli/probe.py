@@ -18,7 +18,9 @@ def run(words: list[str], console: Console) -> None:
     """Runs the verb."""
     parser = new_parser("probe", __doc__)
     parser.add_argument("backbone", type=str, help="a run, an artefact, random:NAME, timm:NAME or pixels")
-    parser.add_argument("--data", type=str, required=True, help="class folders, Pascal VOC, points, or synthetic:N")
+    parser.add_argument("--data", type=str, required=True, help="a labelled folder or label file, or synthetic:N")
+    parser.add_argument("--format", type=str | None, default=None, help="of the labels, where two would fit")
+    parser.add_argument("--group-regex", type=str | None, default=None, help="its first (...) names patient or slide")
     parser.add_argument("--protocol", type=str, default="objects/v1", help="objects/v1, objects-knn/v0, dino-knn, ...")
     parser.add_argument(
         "--against",
@@ -36,11 +38,11 @@ def run(words: list[str], console: Console) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of split, folds, draws and bootstrap")
     parser.add_argument("--json", type=Path | None, default=None, help="write all numbers here")
     given = parsed(parser, words)
-    from ssl_pretrain.data import readers, sources
+    from ssl_pretrain.data import sources
     from ssl_pretrain.probe import baselines, protocols
 
     protocol = protocols.named_protocol(given.protocol)
-    labelled = readers.read(sources.folder(given.data, Path("runs/cache")))
+    labelled = sources.labelled(given.data, Path("runs/cache"), given.format, given.group_regex)
     backbones = baselines.chosen(given.backbone, given.against, given.size_px)
     size_px = next(iter(backbones.values())).input.size_px if given.size_px is None else given.size_px
     with console.status("cutting the objects") as status:

@@ -44,6 +44,7 @@ MAX_STACK_PIXELS = 1_000_000_000
 """Of all pages together, where the sharpest of them is asked for."""
 PLANES = ("first", "middle", "sharpest")
 
+_PNG_TAGS = b"eXIf", b"exif", b"xmp", b"XMP"
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _PHOTOMETRIC_TAG, _CHANNELS_TAG = 258, 262, 277
 _CMYK = 5  # photometric interpretation
@@ -162,10 +163,13 @@ def header_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, upright, from the header alone; raises `Rejected`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _open(read_bytes(path)) as image:
+        data = read_bytes(path)
+        with _open(data) as image:
             width, height = image.size
-            # Pillow gives TIFF sizes upright and turns the pixels itself
-            turned = image.format != "TIFF" and _orientation(image) >= 5
+            # Pillow gives TIFF sizes upright and turns the pixels itself; in a PNG it would decode all to look for what
+            # may stand behind the pixels
+            asks = image.format != "TIFF" and (image.format != "PNG" or any(tag in data for tag in _PNG_TAGS))
+            turned = asks and _orientation(image) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -6,15 +6,19 @@ Shapes: N objects of an image.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ssl_pretrain.data.files import escape
+from ssl_pretrain.data.lookup import folder_groups
 from ssl_pretrain.data.readers import SPLITS, LabelledImage, LabelledSet, classes_of, split_of
 from ssl_pretrain.data.shapes import Shape
 
+MAX_LINE = 500
+"""Characters of a problem: names in label files can be of any length."""
 OBJECT = {"box": "boxes", "point": "points", "image": "images"}
 
 
@@ -90,6 +94,8 @@ class Gathering:
         self.annotated: Counter[str] = Counter()
         self.clipped = 0
         self.images: list[LabelledImage] = []
+        self._alone = set[str]()
+        """Groups of images that are each their own."""
 
     def objects(self, size_px: tuple[int, int]) -> Objects:
         """What the objects of the next image are told to; `size_px` is its width and height."""
@@ -99,6 +105,8 @@ class Gathering:
         self, path: Path, name: str, objects: Objects, *, group: str | None = None, split: str | None = None
     ) -> None:
         """The image is done. `name` is its path in the data set, of which group and split come unless given."""
+        if group is None:
+            self._alone.add(escape(name))
         self.images.append(
             LabelledImage(
                 path,
@@ -111,10 +119,20 @@ class Gathering:
             )
         )
 
+    def group_by_folder(self) -> list[str]:
+        """Gives the images that have no group the one that their place or name tells; returns lines on why.
+
+        Of labelled images alone: folders of unlabelled ones beside them say nothing about these.
+        """
+        groups, notes = folder_groups([image.group for image in self.images if image.group in self._alone])
+        self.images = [replace(image, group=groups.get(image.group, image.group)) for image in self.images]
+        return notes
+
     def done(self, found: str | None = None) -> LabelledSet:
         """The labelled set; `found` replaces the usual sentence."""
         if self.clipped:
             self.problems.append(f"{self.clipped} boxes reached over the edge of their image and were clipped")
+        self.problems = [line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..." for line in self.problems]
         classes = classes_of(self.images)
         if found is None:
             found = self._found(len(classes))

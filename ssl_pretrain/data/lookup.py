@@ -107,7 +107,7 @@ def source_of(name: str) -> str:
     return base.partition(".rf.")[0] if ".rf." in base else name
 
 
-def groups_of(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def folder_groups(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The group of each image that is not its own one, and a line on why.
 
     Copies of one source (`source_of`) are a group, and so is a folder, once there are three that are named neither by
@@ -206,13 +206,14 @@ def _entries(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[os.DirE
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    yield entry, _is_folder(entry)
+                    yield entry, is_folder(entry)
     except OSError:
         return
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link that leads to itself is none."""
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:
         return False

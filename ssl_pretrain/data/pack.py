@@ -32,6 +32,9 @@ FORMAT = "ssl_pretrain pack"
 VERSION = 1
 DUPLICATE = 1
 """Bit of `flags_N`: an earlier image of the pack has the same file bytes."""
+_MAX_SIDE_PX = 1 << 20
+_ROWS = {"size_N2": (2,), "original_N2": (2,), "sha256_N32": (32,), "group_N": (), "flags_N": (), "offset_N": ()}
+"""Arrays of the index, and the shape of a row."""
 READ_AHEAD_BYTES = 1 << 17
 """Asked for at once: of more, Linux reads only the beginning (the disk's read_ahead_kb, by default this much)."""
 
@@ -115,12 +118,19 @@ def open_pack(folder: Path) -> Pack:
         size_N2, original_N2 = arrays["size_N2"], arrays["original_N2"]
         sha256_N32, names = arrays["sha256_N32"], arrays["paths"].tobytes()
         pixel_bytes = (folder / "pixels.bin").stat().st_size
-        end_N = np.cumsum(size_N2.prod(1) * 3)
         count = len(size_N2)
         whole = (
-            (size_N2 > 0).all()
-            and count == made["images"] == len(original_N2) == len(sha256_N32) == names.count(b"\n") + 1
-            and len(arrays["group_N"]) == len(arrays["flags_N"]) == count
+            all(
+                arrays[name].shape == (count, *rest) and arrays[name].dtype.kind in "iu" for name, rest in _ROWS.items()
+            )
+            and (0 < size_N2.min() and size_N2.max() <= _MAX_SIDE_PX)  # first, so that no product overflows
+            and count == made["images"] == names.count(b"\n") + 1
+            and names.decode().replace("\n", "").isprintable()
+        )
+        end_N = np.cumsum(size_N2.prod(1) * 3)
+        whole = (
+            whole
+            and arrays["offset_N"][0] == 0
             and np.array_equal(arrays["offset_N"][1:], end_N[:-1])
             and int(end_N[-1]) == made["pixel_bytes"]
             and fingerprint(sha256_N32, made["short_side_px"], made.get("reading", "")) == made["fingerprint"]

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
-from ssl_pretrain.data.lookup import MANY, Lookup, first_files, groups_of, split_word, unlabelled
+from ssl_pretrain.data.lookup import MANY, Lookup, first_files, split_word, unlabelled
 from ssl_pretrain.data.readers import SPLIT_WORDS, LabelledSet, size_or_none
 from ssl_pretrain.errors import DataError
 
@@ -241,7 +241,6 @@ def read_all(
         base = base.parent
         names = scan([base]).names
     lookup, problems = Lookup(names), gathering.problems
-    groups, notes = groups_of(names)
     used: dict[str, Path] = {}
     for table in tables:
         folder = table.path.parent.relative_to(base).as_posix()
@@ -263,9 +262,9 @@ def read_all(
                 else:
                     take(table, row, where, objects)
             if size_px is not None:
-                group = _cell(rows[0], table.columns.group) or groups.get(name)
+                group = _cell(rows[0], table.columns.group) or None
                 gathering.add(base / name, name, objects, group=group, split=_split(table, rows, name, problems))
-    problems += notes + unlabelled(names, used)
+    problems += gathering.group_by_folder() + unlabelled(names, used)
     return gathering.done()
 
 

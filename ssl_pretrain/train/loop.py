@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ def pretrain(
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(locked(folder)) if fabric.is_global_zero else None
         run = _prepare(resolved, folder, fabric, console)
+        stack.callback(os.umask, os.umask(0o077))  # TensorBoard's files too are for their owner only
         stop = stack.enter_context(StopFlag())  # not before: packing may just end, it is resumable
         journal = Journal(folder, run.step, run.steps, resolved.train.batch_size, console, fabric.is_global_zero)
         with journal, Keeper(folder, resolved.train, journal.say, lock) as keeper:

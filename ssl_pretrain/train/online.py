@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_pretrain.backbones import Backbone, InputSpec
-from ssl_pretrain.data import readers, sources
+from ssl_pretrain.data import sources
 from ssl_pretrain.named import named
 from ssl_pretrain.train.recipe import Recipe
 
@@ -17,7 +17,8 @@ class OnlineProbe:
 
     def __init__(self, recipe: Recipe, fed: InputSpec, cache: Path) -> None:
         assert recipe.probe.data is not None
-        labelled = readers.read(sources.folder(recipe.probe.data, cache))
+        section = recipe.probe
+        labelled = sources.labelled(recipe.probe.data, cache, section.format, section.group_regex)
         size_px = recipe.probe.size_px or fed.size_px
         self.objects = named("probe", "objects").cut(labelled, size_px, point_px=recipe.probe.point_px)
         self.knn = named("probe", "knn")

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssl_pretrain import backbones, config
-from ssl_pretrain.data import readers, sources
+from ssl_pretrain.data import sources
 from ssl_pretrain.data.pack import Pack
 from ssl_pretrain.errors import UsageError
 from ssl_pretrain.train.auto import RULES, SCALES, Choice, Facts, plan
@@ -147,7 +147,7 @@ def family(recipe: Recipe) -> Literal["vit", "convnet"]:
 def _objects(recipe: Recipe, pack: Pack, cache: Path) -> tuple[float | None, str]:
     """The median side of the objects in pixels of the files, and where it comes from."""
     if recipe.probe.data is not None:
-        labelled = readers.read(sources.folder(recipe.probe.data, cache))
+        labelled = sources.labelled(recipe.probe.data, cache, recipe.probe.format)
         if labelled.kind == "point":
             return float(recipe.probe.point_px), "probe.point_px, for labelled points"
         if labelled.kind == "box":

@@ -149,6 +149,10 @@ class ProbeSection:
 
     data: str | None = None
     """A labelled set, or `synthetic:N`; null trains without a probe."""
+    format: str | None = None
+    """Of the labels, where two would fit: coco, yolo, voc...; null recognises it."""
+    group_regex: str | None = None
+    """Its first (...) in an image's path names the patient or slide, whose images are never on both sides."""
     every_epochs: int = 10
     """Epochs between two probes; the last step is always probed."""
     every_minutes: float | None = None

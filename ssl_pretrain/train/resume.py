@@ -19,7 +19,7 @@ MAY_CHANGE = (
     "train.max_", "train.on_", "train.requeue", "views.engine", "auto",
 )  # fmt: skip
 """Beginnings of the keys that a continued run may change; of the data, the pack's fingerprint must stay."""
-JUDGES = "probe.data", "probe.size_px", "probe.point_px", "probe.score"
+JUDGES = "probe.data", "probe.format", "probe.group_regex", "probe.size_px", "probe.point_px", "probe.score"
 """Where these change, earlier scores are no measure of later ones."""
 
 

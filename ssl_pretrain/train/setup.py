@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 
 from ssl_pretrain import backbones, methods
@@ -44,8 +48,32 @@ def fabric(recipe: Recipe) -> Fabric:
     precision = train.precision if train.precision != "auto" else ("bf16-mixed" if bf16 else "32-true")
     return Fabric(
         accelerator="cpu" if cpu else "auto", devices=devices, num_nodes=nodes, precision=precision,
-        strategy="ddp" if many else "auto",
+        strategy=("ddp" if local else OnThisMachine()) if many else "auto",
     )  # fmt: skip
+
+
+class OnThisMachine(DDPStrategy):
+    """Processes that Fabric started here: they meet on the loopback interface, where no other machine can come in.
+
+    By itself torch's store listens on all interfaces, and whoever reaches it is believed.
+    """
+
+    def _setup_distributed(self) -> None:
+        self._set_world_ranks()
+        assert self.cluster_environment is not None
+        host, port = "127.0.0.1", self.cluster_environment.main_port
+        ranks, first = self.num_processes, self.global_rank == 0
+        listener = socket.create_server((host, port)).detach() if first else None
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        timeout = self._timeout or timedelta(minutes=30)
+        store = dist.TCPStore(host, port, ranks, first, timeout, master_listen_fd=listener)  # type: ignore[attr-defined]
+        backend, device = self._get_process_group_backend(), self.root_device
+        dist.init_process_group(
+            backend, store=store, rank=self.global_rank, world_size=ranks,
+            device_id=None if device.type == "cpu" else device,
+        )  # fmt: skip
+        super()._setup_distributed()
 
 
 def _launched() -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ def opened(init: str, model: str) -> Source:
 
 def _unpickled(path: Path) -> Any:
     """What torch saved, by the loader that runs no code."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in packed.infolist()):
+                raise DataError(f"{path} is compressed, as no file of torch is: it could be of any size in memory")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's and MAE's files hold their arguments
             found = torch.load(path, map_location="cpu", weights_only=True)

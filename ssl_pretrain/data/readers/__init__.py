@@ -97,7 +97,10 @@ def read(root: Path, format: str | None = None) -> LabelledSet:
         holds = f", which holds {len(scan([root]).names)} images" if root.is_dir() else ""
         raise DataError(f"no labels found in {escape(str(root))}{holds}; looked for {layouts}")
     if len(fitting) > 1:
-        raise DataError(f"{escape(str(root))} looks like {' and '.join(fitting)}: name the format that is meant")
+        like = " and ".join(fitting)
+        raise DataError(
+            f"{escape(str(root))} looks like {like}: name the format that is meant (--format), or give the label file"
+        )
     return _checked(root, named(KIND, fitting[0]).read(root))
 
 
@@ -116,7 +119,10 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     ['2', '10', 'a9', 'a10', 'b']
     """
     parts = re.split(r"([0-9]+)", name)
-    return tuple((0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part)
+    # by length and digits and not as a number, since a class may be called by thousands of digits
+    return tuple(
+        (0, len(digits := part.lstrip("0")), digits) if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part
+    )
 
 
 def classes_of(images: Sequence[LabelledImage]) -> tuple[str, ...]:

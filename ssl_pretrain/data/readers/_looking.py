@@ -7,6 +7,8 @@ import stat
 from itertools import islice
 from pathlib import Path
 
+from ssl_pretrain.data.lookup import is_folder
+
 _ENTRIES = 400
 _FOLDERS = 12
 
@@ -25,10 +27,9 @@ def peek(root: Path, depth: int) -> list[str]:
             try:
                 with os.scandir(root / prefix) as entries:
                     for entry in islice(entries, _ENTRIES):
-                        if entry.name.startswith(".") or entry.name == "__MACOSX":
-                            continue
-                        (folders if entry.is_dir() else names).append(prefix + entry.name)
-            except OSError:  # unreadable, or a link that leads to itself
+                        if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                            (folders if is_folder(entry) else names).append(prefix + entry.name)
+            except OSError:  # unreadable
                 continue
             below += [f"{folder}/" for folder in sorted(folders)[:_FOLDERS]]
         level = below
@@ -41,8 +42,11 @@ def head(path: Path, count: int = 65536) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
         return b""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which raises for a folder
+        os.close(handle)
+        return b""
     with os.fdopen(handle, "rb") as file:
         try:
-            return file.read(count) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+            return file.read(count)
         except OSError:
             return b""

@@ -16,7 +16,7 @@ from typing import Any
 
 from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
-from ssl_pretrain.data.lookup import MANY, Lookup, first_files, groups_of, split_in, split_word, unlabelled
+from ssl_pretrain.data.lookup import MANY, Lookup, first_files, split_in, split_word, unlabelled
 from ssl_pretrain.data.readers import LabelledSet, size_or_none
 from ssl_pretrain.data.shapes import Mask, Shape, box, compressed, mask, polygon
 from ssl_pretrain.data.tables import HEAD_BYTES, numbers, read_json, whole_number
@@ -39,7 +39,6 @@ class _File:
     near: list[str]
     """Folders where its images are looked for first."""
     split: str | None
-    groups: dict[str, str]
     used: dict[str, str]
     """Which JSON each image was in; shared by all files."""
     gathering: Gathering
@@ -66,7 +65,6 @@ def read(root: Path) -> LabelledSet:
     if not names:
         raise DataError(f"{escape(str(root))} has labels ({escape(paths[0].name)}) but no images")
     gathering = Gathering("coco", "box")
-    groups, notes = groups_of(names)
     lookup, used = Lookup(names), dict[str, str]()
     for path in paths:
         folder = path.parent.relative_to(base).as_posix()
@@ -76,13 +74,13 @@ def read(root: Path) -> LabelledSet:
         near = ["" if place == "." else place for place in near]
         if split is not None:
             near = [f"{place}/{split}".strip("/") for place in near] + near
-        _read_file(_File(path, base, lookup, near, split, groups, used, gathering))
+        _read_file(_File(path, base, lookup, near, split, used, gathering))
     thin = sum(
         int((image.boxes_N4[:, 2:] - image.boxes_N4[:, :2] <= _THIN_PX).any(1).sum()) for image in gathering.images
     )
     if thin:
         gathering.problems.append(f"{thin} boxes are at most {_THIN_PX} px wide or high; they are kept")
-    gathering.problems += notes + unlabelled(names, used)
+    gathering.problems += gathering.group_by_folder() + unlabelled(names, used)
     return gathering.done()
 
 
@@ -157,7 +155,7 @@ def _read_file(file: _File) -> None:
             _annotation(annotation, where, names, objects)
         empty += not annotations
         group = entry.get("group")  # ours: `writers.coco` keeps patients and slides by it
-        group = group if isinstance(group, str) and group else file.groups.get(name)
+        group = group if isinstance(group, str) and group else None
         gathering.add(file.base / name, name, objects, group=group, split=file.split or split_in(name))
     for annotations in by_image.values():
         for where, annotation in annotations:

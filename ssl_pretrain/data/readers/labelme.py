@@ -15,7 +15,7 @@ from typing import Any
 
 from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
-from ssl_pretrain.data.lookup import Lookup, files_under, first_files, groups_of, split_in, unlabelled
+from ssl_pretrain.data.lookup import Lookup, files_under, first_files, split_in, unlabelled
 from ssl_pretrain.data.readers import LabelledSet, size_or_none
 from ssl_pretrain.data.shapes import Polygon, box, ellipse, polygon
 from ssl_pretrain.data.tables import numbers, read_json, whole_number
@@ -73,12 +73,11 @@ def read(root: Path) -> LabelledSet:
     kinds = {_kind(shape) for record in records for shape in record.shapes}
     gathering = Gathering("labelme", "point" if kinds == {"point"} else "box")
     gathering.problems += problems
-    groups, notes = groups_of(names)
     used = dict[str, str]()
     lookup = Lookup(names)
     for record in records:
-        _read_one(root, record, lookup, used, groups, gathering)
-    gathering.problems += notes + unlabelled(names, used)
+        _read_one(root, record, lookup, used, gathering)
+    gathering.problems += gathering.group_by_folder() + unlabelled(names, used)
     done = gathering.done()
     unnamed = sum(isinstance(shape, dict) and "label" not in shape for record in records for shape in record.shapes)
     if not unnamed:
@@ -96,9 +95,7 @@ def _record(name: str, data: Any) -> _Record | None:
     return _Record(name, path if isinstance(path, str) and path else None, size_px, data["shapes"])
 
 
-def _read_one(
-    root: Path, record: _Record, lookup: Lookup, used: dict[str, str], groups: dict[str, str], gathering: Gathering
-) -> None:
+def _read_one(root: Path, record: _Record, lookup: Lookup, used: dict[str, str], gathering: Gathering) -> None:
     problems, file = gathering.problems, escape(record.file)
     try:
         name = _image(record, lookup)
@@ -125,7 +122,7 @@ def _read_one(
     objects = gathering.objects(size_px)
     for i, shape in enumerate(record.shapes, 1):
         _shape(shape, f"{file}: shape {i}", objects)
-    gathering.add(root / name, name, objects, group=groups.get(name), split=split_in(name) or split_in(record.file))
+    gathering.add(root / name, name, objects, split=split_in(name) or split_in(record.file))
 
 
 def _image(record: _Record, lookup: Lookup) -> str:

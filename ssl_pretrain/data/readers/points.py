@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering
+from ssl_pretrain.data.lookup import files_under
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
 from ssl_pretrain.data.text_labels import first_line, has_names, is_list, lines_of
 from ssl_pretrain.errors import DataError
@@ -60,13 +61,7 @@ def read(root: Path) -> LabelledSet:
 
 def _label_files(root: Path) -> set[str]:
     """Relative to `labels/`; `classes.txt`, which annotation tools leave there, is none."""
-    folder = root / "labels"
-    found = (path.relative_to(folder) for path in folder.rglob("*.txt"))
-    return {
-        path.as_posix()
-        for path in found
-        if not is_list(path.name) and not any(part.startswith(".") for part in path.parts)
-    }
+    return {name for name in files_under(root / "labels", frozenset({".txt"})) if not is_list(name)}
 
 
 def _stem(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
+from ssl_pretrain.data.lookup import files_under
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
 from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.data.shapes import box, polygon
@@ -65,10 +66,9 @@ def _class(name: str) -> str:
 def _outlines(root: Path) -> dict[str, dict[str, dict[str, Path]]]:
     """By field and cell: the files of its `cyt` and its `nuc`."""
     found: dict[str, dict[str, dict[str, Path]]] = {}
-    for path in sorted(root.rglob("*.[dD][aA][tT]")):
-        match = _FIELD_OUTLINE.fullmatch(path.relative_to(root).as_posix())
-        if match and not path.name.startswith("."):
-            found.setdefault(match[1], {}).setdefault(match[3], {})[match[2].lower()] = path
+    for name in files_under(root, frozenset({".dat"})):
+        if match := _FIELD_OUTLINE.fullmatch(name):
+            found.setdefault(match[1], {}).setdefault(match[3], {})[match[2].lower()] = root / name
     return found
 
 

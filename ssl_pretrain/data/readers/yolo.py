@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
-from ssl_pretrain.data.lookup import files_under, groups_of, split_in, unlabelled
+from ssl_pretrain.data.lookup import files_under, split_in, unlabelled
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
 from ssl_pretrain.data.shapes import box, polygon
 from ssl_pretrain.data.text_labels import Config, first_line, has_names, is_list, lines_of, read_config
@@ -46,7 +46,6 @@ def read(root: Path) -> LabelledSet:
     gathering = Gathering("yolo", "box")
     problems = gathering.problems
     config = read_config(root, names, problems)
-    groups, notes = groups_of(names)
     label_file_of = {name: label for name in names if (label := _label_file(name, label_files))}
     if not label_file_of:
         raise DataError(
@@ -64,14 +63,14 @@ def read(root: Path) -> LabelledSet:
         objects = _objects(root, label_file, gathering.objects(size_px), config)
         if objects is not None:
             split = config.splits.get(name) or split_in(name)
-            gathering.add(root / name, name, objects, group=groups.get(name), split=split)
+            gathering.add(root / name, name, objects, split=split)
     folders = {name.rpartition("/")[0] for name in used}
     problems += [
         f"{escape(name)}: labels without an image (missing image)"
         for name in sorted(label_files - used.keys())
         if name.rpartition("/")[0] in folders or "labels" in name.lower().split("/")[:-1]
     ]
-    problems += notes + unlabelled(names, label_file_of)
+    problems += gathering.group_by_folder() + unlabelled(names, label_file_of)
     return gathering.done()
 
 
