@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow test-consumers check format clean
+.PHONY: setup quickstart test test-slow fuzz test-consumers check format clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# 50,000 harmed files over all formats, in bounded child processes.
+fuzz: setup
+	$(BIN)/python tests/fuzz.py
 
 # The real consumers of backbones, from the package index, in an environment of their own (5 GB, some minutes).
 test-consumers:

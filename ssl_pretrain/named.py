@@ -13,6 +13,8 @@ EXTRAS = {
     "ultralytics": "'ssl-pretrain[ultralytics]' (AGPL-3.0)",
     "transformers": "'ssl-pretrain[hf]'",
     "scipy": "'ssl-pretrain[hf]'",
+    "h5py": "'ssl-pretrain[data]'",
+    "openpyxl": "'ssl-pretrain[data]'",
     "onnx": "'ssl-pretrain[onnx]'",
     "onnxscript": "'ssl-pretrain[onnx]'",
     "onnxruntime": "'ssl-pretrain[onnx]'",

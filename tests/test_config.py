@@ -215,12 +215,6 @@ DATA = [f"data.{n}" for n in named.names("data")] + [f"data.readers.{n}" for n i
             ["lightning", "pytorch_lightning", "faiss", "kornia", "lightly", "ssl_pretrain.views", "ssl_pretrain.data",
              "ssl_pretrain.methods", "ssl_pretrain.train", "ssl_pretrain.probe", "ssl_pretrain.export"],
         ),
-        *(
-            (f"import ssl_pretrain.methods.{name}",
-             ["lightning", "faiss", "ssl_pretrain.data", "ssl_pretrain.train", "ssl_pretrain.probe",
-              "ssl_pretrain.export", *(f"ssl_pretrain.methods.{o}" for o in named.names("methods") if o != name)])
-            for name in named.names("methods")
-        ),
         (
             "; ".join(f"import ssl_pretrain.{name}" for name in DATA),
             ["torch", "kornia", "lightning", "ssl_pretrain.methods"],
@@ -260,3 +254,30 @@ def test_every_public_name_can_be_had() -> None:
         assert callable(vars(ssl_pretrain).get(name) or getattr(ssl_pretrain, name))
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         _ = ssl_pretrain.pretrian
+
+
+EACH_METHOD_ALONE = """
+import os, sys
+import ssl_pretrain.methods, lightly.loss, timm, torch.distributed.nn     # what all of them stand on, once
+from ssl_pretrain.named import names
+for name in names("methods"):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        __import__(f"ssl_pretrain.methods.{name}")
+        asked = "ssl_pretrain", "lightning", "faiss"
+        print(name, *(module for module in sys.modules if module.partition(".")[0] in asked))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_a_method_imports_no_other_and_nothing_above_it() -> None:
+    done = subprocess.run([sys.executable, "-c", EACH_METHOD_ALONE], capture_output=True, text=True, check=True)
+    found = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert sorted(found) == named.names("methods")
+    for name, modules in found.items():
+        assert f"ssl_pretrain.methods.{name}" in modules
+        others = {f"ssl_pretrain.methods.{other}" for other in found if other != name}
+        above = {f"ssl_pretrain.{floor}" for floor in ("data", "train", "probe", "export")} | {"lightning", "faiss"}
+        assert not modules & (others | above), name
