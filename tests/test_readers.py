@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_pretrain.data import readers
-from ssl_pretrain.data.lookup import Lookup, files_under, first_files, groups_of, unlabelled
+from ssl_pretrain.data.lookup import Lookup, files_under, first_files, folder_groups, unlabelled
 from ssl_pretrain.data.readers import LabelledSet, natural, number, points, read, stays_inside
 from ssl_pretrain.errors import DataError, UsageError
 from ssl_pretrain.named import named, names
@@ -341,13 +341,13 @@ def test_which_image_is_meant() -> None:
             only.find(name, split=split)
 
 
-def test_groups_of_names() -> None:
-    assert groups_of(["a.png", "x/b.png", "y/c.png"]) == ({}, [])  # two folders may be anything
-    assert groups_of(["train/a.rf.0.jpg", "val/a.rf.1.jpg", "val/b.rf.2.jpg"])[0] == {
+def test_folder_groups_names() -> None:
+    assert folder_groups(["a.png", "x/b.png", "y/c.png"]) == ({}, [])  # two folders may be anything
+    assert folder_groups(["train/a.rf.0.jpg", "val/a.rf.1.jpg", "val/b.rf.2.jpg"])[0] == {
         "train/a.rf.0.jpg": "a", "val/a.rf.1.jpg": "a",
     }  # fmt: skip
     slides = ["images/A/1.png", "images/A/2.png", "train/B/3.png", "C/4.png", "5.png", "masks/D/1.png"]
-    assert groups_of(slides)[0] == {
+    assert folder_groups(slides)[0] == {
         "images/A/1.png": "A", "images/A/2.png": "A", "train/B/3.png": "B", "C/4.png": "C",
     }  # fmt: skip
 
