@@ -101,7 +101,7 @@ def read(folder: Path) -> Backbone:
     config = _config(folder)
     card = config["ssl_pretrain"]
     try:
-        content = (folder / "model.safetensors").read_bytes()
+        content = _bytes(folder / "model.safetensors")
         weights = load_safetensors(content)
     except (OSError, SafetensorError, struct.error) as error:
         raise DataError(f"the weights in {folder} cannot be read: {error}") from error
@@ -121,7 +121,7 @@ def load_backbone(folder: str | Path) -> MapBackbone:
     path = find(Path(folder))
     backbone = read(path)
     try:
-        expected = load_safetensors((path / "probe.safetensors").read_bytes())
+        expected = load_safetensors(_bytes(path / "probe.safetensors"))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path / 'probe.safetensors'} cannot be read: {error}") from error
     try:
@@ -175,6 +175,13 @@ def resolve(spec: str, size_px: int | None = None) -> Backbone:
         published: Backbone = named("backbones", "timm").pretrained(name)
         return published.eval()
     return read(find(Path(spec)))
+
+
+def _bytes(path: Path) -> bytes:
+    """Of a file; a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError("not a file")
+    return path.read_bytes()
 
 
 def _stored(backbone: Backbone) -> dict[str, Tensor]:

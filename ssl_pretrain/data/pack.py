@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_pretrain.data.files import escape
+from ssl_pretrain.data.files import escape, read_bytes
 from ssl_pretrain.errors import DataError
 
 FORMAT = "ssl_pretrain pack"
@@ -113,7 +114,8 @@ def open_pack(folder: Path) -> Pack:
     """Opens a pack and checks that its files belong together; raises `DataError` when they do not."""
     made = manifest(folder)
     try:
-        with open(folder / "index.npz", "rb") as file, np.load(file, allow_pickle=False) as index:
+        content = read_bytes(folder / "index.npz", max_bytes=sys.maxsize)  # which never waits on a pipe
+        with np.load(io.BytesIO(content), allow_pickle=False) as index:
             arrays = {name: index[name] for name in index.files}
         size_N2, original_N2 = arrays["size_N2"], arrays["original_N2"]
         sha256_N32, names = arrays["sha256_N32"], arrays["paths"].tobytes()
@@ -124,6 +126,7 @@ def open_pack(folder: Path) -> Pack:
                 arrays[name].shape == (count, *rest) and arrays[name].dtype.kind in "iu" for name, rest in _ROWS.items()
             )
             and (0 < size_N2.min() and size_N2.max() <= _MAX_SIDE_PX)  # first, so that no product overflows
+            and (0 < original_N2.min() and original_N2.max() <= _MAX_SIDE_PX)
             and count == made["images"] == names.count(b"\n") + 1
             and names.decode().replace("\n", "").isprintable()
         )

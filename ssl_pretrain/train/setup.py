@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -64,8 +65,9 @@ class OnThisMachine(DDPStrategy):
         host, port = "127.0.0.1", self.cluster_environment.main_port
         ranks, first = self.num_processes, self.global_rank == 0
         listener = socket.create_server((host, port)).detach() if first else None
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        if sys.platform == "linux":  # where the interface is called so
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         timeout = self._timeout or timedelta(minutes=30)
         store = dist.TCPStore(host, port, ranks, first, timeout, master_listen_fd=listener)  # type: ignore[attr-defined]
         backend, device = self._get_process_group_backend(), self.root_device

@@ -1,0 +1,360 @@
+"""Where a step's time goes, and what each optimisation is worth: every one with its own A/B, in interleaved rounds.
+
+    python benchmarks/step.py [--images FOLDER] [--work SimCLR] [--json FILE]    # small networks; on a GPU full ones
+    python benchmarks/step.py --quick                                             # its figures say nothing
+
+The parts are timed one by one, with the device waited for after each; so they add up to more than a step, in which they
+overlap. An A/B is one call with the optimisation and one without; what is reported is the median over rounds of
+without / with: above 1 it pays. "not in the package" stands beside what `ssl_pretrain` does not do today; it is tried
+here, so that it can be judged before it is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import figures
+import numpy as np
+import peers
+import torch
+from candidates import ForeachLars, clip_together
+from lightly.models.utils import update_momentum
+from lightly.utils.lars import LARS
+from rich.console import Console
+from rich.table import Table
+from throughput import FULL, QUICK, SMALL, packed
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ssl_pretrain import rng
+from ssl_pretrain.errors import SslPretrainError
+from ssl_pretrain.methods import Views
+from ssl_pretrain.methods._distillation import clip_each, follow
+from ssl_pretrain.methods.dino import DINO
+from ssl_pretrain.methods.mae import MAE
+from ssl_pretrain.train import loop, optim
+from ssl_pretrain.train.run import Run, over_ranks
+
+MISSING = "not in the package"
+PARTS = (
+    "rates and seed", "buffers' copy", "views", "forward", "backward", "gradient norm", "before_step", "optimizer",
+    "after_step (EMA)", "zero_grad", "guard", "log",
+)  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """Two ways to do the same."""
+
+    name: str
+    with_: Callable[[], object]
+    without: Callable[[], object]
+    note: str = ""
+
+
+# Parts of a step
+
+
+class Parts:
+    """Times the parts of steps; each `lap` ends one."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.clock, self.seconds = device, clock, dict.fromkeys(PARTS, 0.0)
+        self.at = clock()
+
+    def lap(self, name: str) -> None:
+        """What was done since the last lap was this."""
+        figures.finished(self.device)
+        now = self.clock()
+        self.seconds[name] += now - self.at
+        self.at = now
+
+
+def one_step(run: Run, parts: Parts) -> None:
+    """`peers.our_step` in slow motion."""
+    step, progress, method = run.step, run.step / run.steps, run.method
+    parts.lap("log")  # what lies between two steps
+    rate = optim.set_rates(run.optimizer, run.optim, progress)
+    torch.manual_seed(rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)))
+    parts.lap("rates and seed")
+    kept = [buffer.clone() for buffer in method.buffers()]
+    parts.lap("buffers' copy")
+    views = run.feed.part(step, 0)
+    parts.lap("views")
+    losses = run.wrapped.loss(views, progress)
+    parts.lap("forward")
+    run.fabric.backward(losses["loss"])
+    parts.lap("backward")
+    norm = loop._gradient_norm(method)
+    finite = bool(norm.isfinite())
+    parts.lap("gradient norm")
+    method.before_step(progress)
+    parts.lap("before_step")
+    run.optimizer.step()
+    parts.lap("optimizer")
+    method.after_step(progress)
+    parts.lap("after_step (EMA)")
+    run.optimizer.zero_grad()
+    parts.lap("zero_grad")
+    run.guard.look(step, losses["loss"].detach(), norm, rate)
+    parts.lap("guard")
+    run.step = step + 1
+    if run.step % run.recipe.train.log_every_steps == 0:
+        assert finite and all(np.isfinite(over_ranks(run.fabric, value)) for value in losses.values())
+    parts.lap("log")
+    del kept
+
+
+def shares(run: Run, steps: int) -> dict[str, Any]:
+    """Milliseconds of each part, their sum, and a real step without waiting between its parts."""
+    device = run.fabric.device
+    one_step(run, Parts(device))
+    parts = Parts(device)
+    for _ in range(steps):
+        one_step(run, parts)
+    began = time.perf_counter()
+    for _ in range(steps):
+        peers.our_step(run)
+    figures.finished(device)
+    real = time.perf_counter() - began
+    found = {name: 1000 * seconds / steps for name, seconds in parts.seconds.items()}
+    return {"parts_ms": found, "sum_ms": sum(found.values()), "step_ms": 1000 * real / steps}
+
+
+# A/B
+
+
+def pairs(run: Run, make: Callable[[tuple[str, ...]], Run], quick: bool) -> list[Pair]:
+    """What can be compared for this method and device; `make` gives the same run with other words."""
+    method, device, views = run.method, run.fabric.device, run.feed.part(run.step, 0)
+    found = [
+        Pair("bf16 autocast", *(step_of(make(("--train.precision", kind))) for kind in ("bf16-mixed", "32-true"))),
+        *optimizers(run, views),
+        Pair(
+            "finite test on the device", lambda: norm_of(method, run, views), lambda: bool(norm_of(method, run, views)),
+            f"{MISSING}: the norm is read in every step, twice",
+        ),
+        Pair("buffers: copied together", *buffers(method), f"{MISSING}: one clone a buffer"),
+    ]  # fmt: skip
+    if device.type == "cuda":
+        ahead, at_once = make(()), make(())
+        at_once.feed.looks_ahead = False
+        found.append(Pair("views on a side stream", step_of(ahead), step_of(at_once)))
+    if run.method.backbone.family == "convnet":
+        last = make(())
+        last.method.to(memory_format=torch.channels_last)
+        found.append(Pair("channels-last", bare_of(last, views, True), bare_of(make(()), views), MISSING))
+    if not quick:
+        compiled = make(())
+        for name, child in list(compiled.method.named_children()):
+            if name in ("backbone", "student", "encoder"):
+                child.compile()
+        found.append(Pair("compile of the backbone", bare_of(compiled, views), bare_of(make(()), views), MISSING))
+    if isinstance(method, DINO):
+        found += of_dino(method, views)
+    if isinstance(method, MAE):
+        found.append(visible_only(method, views))
+    return found
+
+
+def step_of(run: Run) -> Callable[[], object]:
+    return lambda: peers.our_step(run)
+
+
+def bare_of(run: Run, views: Views, channels_last: bool = False) -> Callable[[], object]:
+    """The step on these views."""
+    if channels_last:
+        crops = {
+            name: x.flatten(0, 1).to(memory_format=torch.channels_last).view_as(x) for name, x in views.crops.items()
+        }
+        views = Views(crops, views.key_B2, views.corners)
+    return lambda: peers.bare_step(run, views)
+
+
+def graded(run: Run, views: Views) -> None:
+    """Gradients, where there are none."""
+    if all(p.grad is None for p in run.method.parameters()):
+        run.fabric.backward(run.wrapped.loss(views, 0.5)["loss"])
+
+
+def norm_of(method: nn.Module, run: Run, views: Views) -> Tensor:
+    graded(run, views)
+    return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]).isfinite()
+
+
+def optimizers(run: Run, views: Views) -> list[Pair]:
+    """A step of each kind, on weights and gradients of the method's shapes."""
+    graded(run, views)
+
+    def stepping(kind: Callable[[list[nn.Parameter]], Optimizer]) -> Callable[[], object]:
+        weights = [nn.Parameter(p.detach().clone()) for p in run.method.parameters() if p.grad is not None]
+        for weight, p in zip(weights, (p for p in run.method.parameters() if p.grad is not None), strict=True):
+            weight.grad = p.grad.clone() if p.grad is not None else None
+        return kind(weights).step
+
+    found = [
+        Pair("AdamW: fused", stepping(lambda w: AdamW(w, fused=True)), stepping(lambda w: AdamW(w, foreach=False))),
+        Pair(
+            "AdamW: fused and not foreach", stepping(lambda w: AdamW(w, fused=True)),
+            stepping(lambda w: AdamW(w, foreach=True)),
+        ),
+    ]  # fmt: skip
+    if run.optim.optimizer == "lars":
+        words: dict[str, float] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
+        mine, theirs = stepping(lambda w: ForeachLars(w, **words)), stepping(lambda w: LARS(w, **words))
+        found.append(Pair("LARS: together, without reads", mine, theirs, f"{MISSING}: two host reads a tensor"))
+    return found
+
+
+def buffers(method: nn.Module) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Copies into memory that is kept, those of one kind together; and a clone of each."""
+    mine = list(method.buffers())
+    kinds = [[b for b in mine if b.dtype == kind] for kind in {b.dtype for b in mine}]
+    kept = [[torch.empty_like(b) for b in some] for some in kinds]
+
+    def together() -> None:
+        for to, some in zip(kept, kinds, strict=True):
+            torch._foreach_copy_(to, some)
+
+    return together, lambda: [buffer.clone() for buffer in mine]
+
+
+def of_dino(method: DINO, views: Views) -> list[Pair]:
+    """Crops together, the moving average, the clipping."""
+    local_VBCHW = views.crops["local"]
+    student = method.student
+    mine, other = copy.deepcopy(student), copy.deepcopy(student)
+    for module in (mine, other):
+        module.requires_grad_(False)
+
+    def backward(outputs: list[Tensor]) -> None:
+        torch.stack([z.float().sum() for z in outputs]).sum().backward()
+        student.zero_grad()
+
+    trained = [p for p in [*method.student.parameters(), *method.student_head.parameters()] if p.grad is not None]
+    together = Pair(
+        "multi-crop: one forward a size", lambda: backward([student(local_VBCHW.flatten(0, 1))]),
+        lambda: backward([student(x_BCHW) for x_BCHW in local_VBCHW]),
+    )  # fmt: skip
+    clip = Pair(
+        "clipping: tensors together", lambda: clip_together(trained, 3.0), lambda: clip_each(trained, 3.0),
+        f"{MISSING}: some launches a tensor",
+    )  # fmt: skip
+    ema = Pair(
+        "EMA: foreach", lambda: follow([mine], [student], 0.996, 0.5), lambda: update_momentum(student, other, 0.998)
+    )
+    return [clip, ema, together]  # the clipping first: it needs the gradients that `together` throws away
+
+
+def visible_only(method: MAE, views: Views) -> Pair:
+    """The encoder on the kept patches, or on all."""
+    x_BCHW, (keep_BK, masked_BM) = views.crops["view"][0], method.mask(views)
+    all_BN = torch.cat([keep_BK, masked_BM], dim=1)
+
+    def encode(patches_BK: Tensor) -> Callable[[], object]:
+        def call() -> None:
+            method.encoder.tokens(x_BCHW, patches_BK).float().sum().backward()
+            method.zero_grad()
+
+        return call
+
+    return Pair("MAE: visible patches only", encode(keep_BK), encode(all_BN))
+
+
+def compared(pair: Pair, device: torch.device, count: int) -> dict[str, Any]:
+    """Milliseconds of both sides and their ratio within rounds."""
+
+    def timed(call: Callable[[], object]) -> Callable[[], float]:
+        def run() -> float:
+            figures.finished(device)
+            began = time.perf_counter()
+            call()
+            figures.finished(device)
+            return time.perf_counter() - began
+
+        return run
+
+    taken = figures.rounds({"with": timed(pair.with_), "without": timed(pair.without)}, count)
+    ratio = figures.median_ratio(taken["without"], taken["with"])
+    medians = {f"{side}_ms": 1000 * float(np.median(seconds_R)) for side, seconds_R in taken.items()}
+    return {**medians, "ratio": ratio, "note": pair.note}
+
+
+# Showing
+
+
+def main() -> None:
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)
+    warnings.filterwarnings("ignore")
+    console, found = Console(width=150), {}
+    with peers.scratch(given.cache) as cache:
+        files = peers.photographs(given.images, given.count, cache)
+        for i, (name, work) in enumerate(given.works.items()):
+            packed(work, files, cache / "cache", given.words)
+            made = [0]
+
+            def make(words: tuple[str, ...], i: int = i, work: peers.Work = work, made: list[int] = made) -> Run:
+                made[0] += 1
+                torch.manual_seed(0)
+                return peers.prepared(work, files, cache / f"step-{i}-{made[0]}", (*given.words, *words))
+
+            run = make(())
+            where = shares(run, given.steps)
+            device = run.fabric.device
+            tried = {p.name: compared(p, device, given.rounds) for p in pairs(run, make, given.quick)}
+            found[name] = {**where, "batch": work.batch, "views": run.feed.engine.reason, "pairs": tried}
+            console.print(table(name, found[name]))
+    where = figures.machine()
+    console.print(figures.in_words(where), highlight=False)
+    figures.write(given.json, {"machine": where, "quick": given.quick, "works": found})
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", default="synthetic:16", help="folder of images, or synthetic:N")
+    parser.add_argument("--count", type=int, help="JPEGs to make of them (64; 256 with a GPU)")
+    parser.add_argument("--work", nargs="+", default=[], metavar="PART", help="only works with this in their name")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, help="of torch (1; all cores with a GPU)")
+    parser.add_argument("--cache", type=Path, help="folder for JPEGs and packs, kept; without, they are removed")
+    parser.add_argument("--quick", action="store_true", help="tiny networks: to see that it runs")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    if given.quick:
+        given.images, given.count, given.steps, given.rounds = "synthetic:4", 8, 1, 1
+    given.count = given.count or (256 if cuda else 64)
+    given.threads = given.threads or (figures.machine()["cores"] if cuda else 1)
+    given.words = () if cuda else ("--views.engine", "torch" if given.quick else "compiled")
+    works = QUICK if given.quick else FULL if cuda else SMALL
+    given.works = {n: w for n, w in works.items() if not given.work or any(part in n for part in given.work)}
+    if not given.works:
+        raise SystemExit(f"--work {' '.join(given.work)} names none of: {'; '.join(works)}")
+    return given
+
+
+def table(name: str, one: dict[str, Any]) -> Table:
+    said = f"{name}; a step takes {one['step_ms']:.1f} ms, its parts one by one {one['sum_ms']:.1f} ms"
+    shown = Table("", "ms", "share of the parts, or ratio", "", title=said)
+    for part, ms in one["parts_ms"].items():
+        shown.add_row(part, f"{ms:.2f}", f"{100 * ms / one['sum_ms']:.1f} %")
+    shown.add_section()
+    for what, pair in one["pairs"].items():
+        both = f"{pair['with_ms']:.2f}, without {pair['without_ms']:.2f}"
+        shown.add_row(what, both, f"x {pair['ratio']:.2f}", pair["note"])
+    return shown
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SslPretrainError as error:
+        raise SystemExit(str(error)) from error
