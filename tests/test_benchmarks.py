@@ -340,7 +340,7 @@ def test_workers_live_from_epoch_to_epoch_and_end_with_the_contender(images: Pat
     assert {child.pid for child in multiprocessing.active_children()} <= before
 
 
-# What is tried before it is built
+# What is built in, beside what it replaced
 
 
 def test_lars_of_all_tensors_together_is_lightlys_and_reads_nothing() -> None:
@@ -353,7 +353,7 @@ def test_lars_of_all_tensors_together_is_lightlys_and_reads_nothing() -> None:
     def groups(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
         return [{"params": weights[:3], "weight_decay": 0.1}, {"params": weights[3:], "weight_decay": 0.0}]
 
-    ours = step.ForeachLars(groups(mine), lr=0.5, momentum=0.9, weight_decay=0.0)
+    ours = step.Lars(groups(mine), lr=0.5, momentum=0.9, weight_decay=0.0)
     known = step.LARS(groups(theirs), lr=0.5, momentum=0.9, weight_decay=0.0)
     reads = {}
     for _ in range(4):
@@ -374,8 +374,8 @@ def test_clipping_together_is_clipping_one_by_one() -> None:
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         a.grad = None if i == 3 else 10.0**i * torch.randn(4, 3) / 100
         b.grad = None if a.grad is None else a.grad.clone()
-    step.clip_together(mine, 3.0)
-    step.clip_each(theirs, 3.0)
+    step.clip_each(mine, 3.0)
+    step.clip_singly(theirs, 3.0)
     for a, b in zip(mine, theirs, strict=True):
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None and b.grad is not None:

@@ -116,10 +116,13 @@ def warmed(progress: float, start: float, end: float, warmup: float) -> float:
     return start + (end - start) * share
 
 
+@torch.no_grad()
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """Clips the gradient of each parameter tensor by its own norm, as DINO and iBOT do."""
-    for parameter in parameters:
-        nn.utils.clip_grad_norm_(parameter, largest)
+    """Clips the gradient of each parameter tensor by its own norm, as DINO and iBOT do; all tensors together."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        norm_N = torch.stack(torch._foreach_norm(gradients))
+        torch._foreach_mul_(gradients, list((largest / (norm_N + 1e-6)).clamp(max=1.0).unbind()))
 
 
 def hold_still(head: DINOProjectionHead) -> None:

@@ -133,8 +133,9 @@ class DINO(Method):
             student_VBK = torch.cat([student_VBK, local_VBK])
         self.batch_mean.remember(teacher_GBK.detach().to(self.centre_K).mean((0, 1)), progress)
         temperature = self.teacher_temperature(progress)
-        loss = dino_loss(teacher_GBK, student_VBK, self.centre_K, temperature, self.config.student_temperature)
-        return {"loss": loss, **entropies("teacher", centred(teacher_GBK, self.centre_K, temperature).flatten(0, 1))}
+        p_GBK = centred(teacher_GBK, self.centre_K, temperature)
+        loss = cross_view_loss(p_GBK, student_VBK, self.config.student_temperature)
+        return {"loss": loss, **entropies("teacher", p_GBK.flatten(0, 1))}
 
     def before_step(self, progress: float) -> None:
         """Clips each tensor by itself; holds the prototypes still at first."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ssl_pretrain.train.health import Diagnosis, not_finite
 
@@ -29,3 +30,22 @@ class Guard:
     def exceeded(self) -> bool:
         """Whether that was one too many."""
         return self.in_a_row > self.max_skipped or len(self.skipped) > MANY
+
+
+class Buffers:
+    """A copy of all buffers of a module (BatchNorm moves them in a forward that may turn out to be worth nothing)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        mine = list(module.buffers())
+        self.kinds = [[b for b in mine if b.dtype == kind] for kind in sorted({b.dtype for b in mine}, key=str)]
+        self.copies = [[torch.empty_like(b) for b in some] for some in self.kinds]
+
+    def remember(self) -> None:
+        """Copies them, those of one kind in one launch."""
+        for copies, some in zip(self.copies, self.kinds, strict=True):
+            torch._foreach_copy_(copies, some)
+
+    def put_back(self) -> None:
+        """What they were when they were copied."""
+        for copies, some in zip(self.copies, self.kinds, strict=True):
+            torch._foreach_copy_(some, copies)

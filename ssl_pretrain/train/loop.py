@@ -21,7 +21,7 @@ from ssl_pretrain.methods import Method
 from ssl_pretrain.train import drift, optim, setup, slurm, source
 from ssl_pretrain.train.checkpoint import Checkpoints
 from ssl_pretrain.train.checkup import Checkup
-from ssl_pretrain.train.guard import Guard
+from ssl_pretrain.train.guard import Buffers, Guard
 from ssl_pretrain.train.health import LOOK_EVERY, Diagnosis, Health
 from ssl_pretrain.train.journal import Journal
 from ssl_pretrain.train.keeper import Keeper
@@ -107,8 +107,9 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     health = Health(steps, method.chance(recipe.train.batch_size // recipe.train.accumulate), settings, crops)
     checkup, guard = Checkup(feed, method), Guard(recipe.train.max_skipped)
     run = Run(
-        recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps, guard
-    )
+        recipe, folder, fabric, pack, method, wrapped, optimizer, spec, feed, checkup, health, probe, steps, guard,
+        Buffers(method),
+    )  # fmt: skip
     restore(run)
     if source.asked(recipe.backbone.init) and fabric.is_global_zero:
         run.drift = drift.opened(folder, method.backbone, pack, recipe.views.window_px, run.step)
@@ -174,7 +175,7 @@ def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
 
 def _step(run: Run, step: int, progress: float) -> tuple[dict[str, Tensor], Tensor]:
     """One step of the optimizer, if the gradient is finite; returns the losses and the gradient's norm."""
-    buffers = [buffer.clone() for buffer in run.method.buffers()]
+    run.buffers.remember()
     with optim.held(run.method, progress < run.recipe.train.freeze_backbone):
         losses = forward_backward(run, step, progress)
     norm = _gradient_norm(run.method)
@@ -183,8 +184,7 @@ def _step(run: Run, step: int, progress: float) -> tuple[dict[str, Tensor], Tens
         run.optimizer.step()
         run.method.after_step(progress)
     else:
-        for buffer, before in zip(run.method.buffers(), buffers, strict=True):
-            buffer.copy_(before)  # BatchNorm moved its statistics in the forward
+        run.buffers.put_back()
     run.optimizer.zero_grad()
     return losses, norm
 

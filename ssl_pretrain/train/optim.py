@@ -9,12 +9,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from lightly.utils.lars import LARS
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from ssl_pretrain.backbones import Backbone, MaskableBackbone
 from ssl_pretrain.methods import Method, OptimSpec
+from ssl_pretrain.train.lars import Lars
 from ssl_pretrain.train.schedule import learning_rate, weight_decay
 
 
@@ -37,9 +37,8 @@ def create(method: Method, spec: OptimSpec) -> Optimizer:
     if spec.optimizer == "adamw":
         return AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
     if spec.optimizer == "sgd":
-        return SGD(groups, lr=spec.lr, momentum=spec.momentum)
-    lars: Optimizer = LARS(groups, lr=spec.lr, momentum=spec.momentum)
-    return lars
+        return SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+    return Lars(groups, lr=spec.lr, momentum=spec.momentum)
 
 
 def set_rates(optimizer: Optimizer, spec: OptimSpec, progress: float) -> float:

@@ -17,7 +17,7 @@ from ssl_pretrain.methods import Method, OptimSpec
 from ssl_pretrain.train.checkup import Checkup
 from ssl_pretrain.train.drift import Drift
 from ssl_pretrain.train.feed import Feed
-from ssl_pretrain.train.guard import Guard
+from ssl_pretrain.train.guard import Buffers, Guard
 from ssl_pretrain.train.health import Health
 from ssl_pretrain.train.online import OnlineProbe
 from ssl_pretrain.train.recipe import Recipe
@@ -53,6 +53,7 @@ class Run:
     probe: OnlineProbe | None
     steps: int
     guard: Guard
+    buffers: Buffers
     drift: Drift | None = None
     """Of a run that starts from given weights, on rank 0."""
     step: int = 0
