@@ -69,8 +69,12 @@ class Objects:
 
     def whole(self, label: str) -> None:
         """The class of the image itself."""
-        self.gathering.annotated[escape(label)] += 1
-        self._add((0, 0, *self.size_px), escape(label), None)
+        label = escape(label.strip())
+        self.gathering.annotated[label] += 1
+        if label:
+            self._add((0, 0, *self.size_px), label, None)
+        else:
+            self.gathering.problems.append("an image left out, its class has no name")
 
     def lost(self, where: str, label: str, why: str) -> None:
         """An object that cannot be read; it counts all the same."""
@@ -137,7 +141,7 @@ class Gathering:
         if found is None:
             found = self._found(len(classes))
         return LabelledSet(
-            self.format, found, self.kind, classes, tuple(self.images), tuple(self.problems), dict(self.annotated)
+            self.format, found, self.kind, classes, tuple(self.images), tuple(self.problems), dict(+self.annotated)
         )
 
     def _found(self, classes: int) -> str:
