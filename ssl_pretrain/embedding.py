@@ -30,6 +30,8 @@ from ssl_pretrain.probe import knn
 from ssl_pretrain.probe.features import embed
 from ssl_pretrain.probe.objects import crop, cut
 
+NEIGHBOURS = 32
+"""Of a row, among which pairs are looked for."""
 PICTURE_PX = 96
 """Side of the small pictures of images that sheets and the projector show."""
 WINDOWS_AT_A_TIME = 256
@@ -180,6 +182,28 @@ def select(made: Embedding, count: int, labelled: Embedding | None = None) -> Pi
     start = int((made.z_ND @ made.z_ND.mean(axis=0)).argmax()) if labelled is None else labelled.z_ND
     row_K, far_K = farthest_first(made.z_ND, count, start)
     return Picked(row_K, far_K, "distance")
+
+
+def alike(made: Embedding, count: int) -> Picked:
+    """The `count` pairs that are most like each other, the two of a pair one after the other: near-duplicates that a
+    hash of the pixels does not know, such as turned or partly overlapping fields.
+
+    Of each row its 32 nearest are looked at. Raises `UsageError` for fewer than two rows.
+    """
+    if count < 1 or len(made.z_ND) < 2:
+        raise UsageError("pairs that are alike: give a count of 1 or more, and at least two images")
+    row_NK, similarity_NK = nearest(made.z_ND, made.z_ND, NEIGHBOURS + 1)
+    first_P, second_P = np.repeat(np.arange(len(row_NK)), row_NK.shape[1]), row_NK.ravel()
+    once_P = first_P < second_P
+    # a pair may stand among the nearest of its second row alone
+    swapped_P = first_P > second_P
+    pair_P2 = np.concatenate(
+        [np.column_stack([first_P, second_P])[once_P], np.column_stack([second_P, first_P])[swapped_P]]
+    )
+    similarity_P = np.concatenate([similarity_NK.ravel()[once_P], similarity_NK.ravel()[swapped_P]])
+    pair_P2, at_P = np.unique(pair_P2, axis=0, return_index=True)
+    best_K = np.argsort(-similarity_P[at_P], kind="stable")[:count]
+    return Picked(pair_P2[best_K].ravel(), np.repeat(similarity_P[at_P][best_K], 2), "similarity")
 
 
 def windows(height: int, width: int, window_px: int | None = None) -> list[tuple[int, int, int]]:

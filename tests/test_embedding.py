@@ -25,6 +25,7 @@ from ssl_pretrain.data.building import build
 from ssl_pretrain.embedding import (
     Embedding,
     Picked,
+    alike,
     embed_images,
     embed_objects,
     farthest_first,
@@ -197,6 +198,22 @@ def test_farthest_first_is_at_most_twice_the_best_radius() -> None:
     for start in range(11):
         rows, _ = farthest_first(z_ND, 3, start)
         assert best <= apart[rows].min(axis=0).max() <= 2 * best
+
+
+def test_pairs_that_are_alike_are_those_of_all_pairs() -> None:
+    random = np.random.default_rng(0)
+    z_ND = random.normal(size=(60, 8)).astype(np.float32)
+    z_ND[40] = z_ND[7] + 0.01  # a copy, found from both sides and told once
+    z_ND /= np.linalg.norm(z_ND, axis=1, keepdims=True)
+    made = Embedding(z_ND, tuple(map(str, range(60))), np.zeros((60, 1, 1, 3), np.uint8), {}, ())
+    picked = alike(made, 5)
+    similarity_NN = np.triu(z_ND @ z_ND.T, 1)
+    best = np.argsort(-similarity_NN[np.triu_indices(60, 1)])[:5]
+    expected = np.column_stack(np.triu_indices(60, 1))[best]
+    assert picked.row_K.reshape(-1, 2).tolist() == expected.tolist() and picked.row_K[:2].tolist() == [7, 40]
+    np.testing.assert_allclose(picked.value_K[::2], similarity_NN[expected[:, 0], expected[:, 1]], atol=1e-6)
+    with pytest.raises(UsageError):
+        alike(made, 0)
 
 
 def test_copies_are_chosen_last_and_nothing_twice() -> None:

@@ -1,6 +1,6 @@
 """Writes features of images or objects, finds what is alike, and says what to label next.
 
-ssl-pretrain embed BACKBONE --data D --out F [--of images|objects] [--like IMAGE | --select N [--labelled D]]
+ssl-pretrain embed BACKBONE --data D --out F [--of images|objects] [--like IMAGE | --alike N | --select N [--labelled D]]
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ def run(words: list[str], console: Console) -> None:
     parser.add_argument("--like", type=Path | None, default=None, help="an image: prints what is most like it")
     parser.add_argument("--nearest", type=int, default=9, help="how many of these")
     parser.add_argument("--select", type=int | None, default=None, help="how many to label next, farthest first")
+    parser.add_argument("--alike", type=int | None, default=None, help="how many pairs that are most like each other")
     parser.add_argument("--labelled", type=str | None, default=None, help="what is labelled already, for --select")
     parser.add_argument("--list", type=Path | None, default=None, help="write the names of what was found here")
     parser.add_argument("--sheet", type=Path | None, default=None, help="and a PNG of it here")
     given = parsed(parser, words)
-    if given.like is not None and given.select is not None:
-        raise UsageError("--like and --select are two questions: ask one at a time")
-    if given.like is None and given.select is None and (given.list or given.sheet):
-        raise UsageError("--list and --sheet show what --like or --select found: give one of these")
+    asked = [given.like, given.select, given.alike]
+    if sum(each is not None for each in asked) > 1:
+        raise UsageError("--like, --select and --alike are different questions: ask one at a time")
+    if all(each is None for each in asked) and (given.list or given.sheet):
+        raise UsageError("--list and --sheet show what --like, --select or --alike found: give one of these")
     if given.labelled is not None and given.select is None:
         raise UsageError("--labelled is for --select N")
-    if given.nearest < 1 or (given.select is not None and given.select < 1):
-        raise UsageError("--nearest and --select are 1 or more")
+    if given.nearest < 1 or any(count is not None and count < 1 for count in (given.select, given.alike)):
+        raise UsageError("--nearest, --select and --alike are 1 or more")
     import torch
 
     from ssl_pretrain import embedding, embedding_files
@@ -63,6 +65,8 @@ def run(words: list[str], console: Console) -> None:
         picked = embedding.like(backbone, made, given.like, given.nearest, window_px=given.window_px)
     elif given.select is not None:
         picked = embedding.select(made, given.select, made_of(given.labelled) if given.labelled else None)
+    elif given.alike is not None:
+        picked = embedding.alike(made, given.alike)
     else:
         return
     console.print(embedding_files.table(made, picked))
