@@ -1,6 +1,6 @@
 """Writes features of images or objects, finds what is alike, and says what to label next.
 
-ssl-pretrain embed BACKBONE --data D --out F [--of images|objects] [--like IMAGE | --alike N | --select N [--labelled D]]
+ssl-pretrain embed BACKBONE --data D --out F [--of objects] [--like IMAGE | --alike N | --select N [--labelled D]]
 """
 
 from __future__ import annotations
