@@ -17,7 +17,7 @@ quickstart: setup
 	$(BIN)/ssl-pretrain pretrain recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
