@@ -37,7 +37,8 @@ def create(method: Method, spec: OptimSpec) -> Optimizer:
     if spec.optimizer == "adamw":
         return AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
     if spec.optimizer == "sgd":
-        return SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+        # not fused: torch 2.15 fails there once a held parameter (DINO's last layer) begins to move
+        return SGD(groups, lr=spec.lr, momentum=spec.momentum, foreach=True)
     return Lars(groups, lr=spec.lr, momentum=spec.momentum)
 
 

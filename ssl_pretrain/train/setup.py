@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
+from torch.distributed.rendezvous import rendezvous
 
 from ssl_pretrain import backbones, methods
 from ssl_pretrain.backbones import Backbone, MaskableBackbone
@@ -30,6 +32,7 @@ from ssl_pretrain.train.recipe import Recipe
 from ssl_pretrain.train.residency import Choice, Where, choose, ram_free_bytes
 from ssl_pretrain.views import ViewSpec
 
+HALF_AN_HOUR = timedelta(minutes=30)
 ASPECT = 4 / 3
 """Long side of an image over its short side, as cameras have it; for the short side of the pack only."""
 
@@ -49,7 +52,38 @@ def fabric(recipe: Recipe) -> Fabric:
     precision = train.precision if train.precision != "auto" else ("bf16-mixed" if bf16 else "32-true")
     return Fabric(
         accelerator="cpu" if cpu else "auto", devices=devices, num_nodes=nodes, precision=precision,
-        strategy=("ddp" if local else OnThisMachine()) if many else "auto",
+        strategy=_strategy(local, nodes) if many else "auto",
+    )  # fmt: skip
+
+
+def _strategy(local: int, nodes: int) -> DDPStrategy:
+    """By who started the processes: Fabric itself, torchrun on this machine, or another launcher or several nodes."""
+    if not local:
+        return OnThisMachine()
+    return Restarted() if nodes == 1 and "TORCHELASTIC_RESTART_COUNT" in os.environ else DDPStrategy()
+
+
+class Restarted(DDPStrategy):
+    """torchrun's processes, each attempt under names of its own in the store.
+
+    torch 2.15 keeps the addresses of the killed ones there; the next ones may read them, and wait for nobody.
+    """
+
+    def _setup_distributed(self) -> None:
+        self._set_world_ranks()
+        assert self.cluster_environment is not None
+        rank, ranks, timeout = self.global_rank, self.cluster_environment.world_size(), self._timeout or HALF_AN_HOUR
+        store = next(rendezvous("env://", rank, ranks, timeout=timeout))[0]
+        attempt = f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        _join(self, dist.PrefixStore(attempt, store), rank, ranks)  # type: ignore[attr-defined]
+        super()._setup_distributed()
+
+
+def _join(strategy: DDPStrategy, store: Any, rank: int, ranks: int) -> None:
+    device = strategy.root_device
+    dist.init_process_group(
+        strategy._get_process_group_backend(), store=store, rank=rank, world_size=ranks,
+        device_id=None if device.type == "cpu" else device,
     )  # fmt: skip
 
 
@@ -68,13 +102,9 @@ class OnThisMachine(DDPStrategy):
         if sys.platform == "linux":  # where the interface is called so
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-        timeout = self._timeout or timedelta(minutes=30)
+        timeout = self._timeout or HALF_AN_HOUR
         store = dist.TCPStore(host, port, ranks, first, timeout, master_listen_fd=listener)  # type: ignore[attr-defined]
-        backend, device = self._get_process_group_backend(), self.root_device
-        dist.init_process_group(
-            backend, store=store, rank=self.global_rank, world_size=ranks,
-            device_id=None if device.type == "cpu" else device,
-        )  # fmt: skip
+        _join(self, store, self.global_rank, ranks)
         super()._setup_distributed()
 
 
