@@ -362,7 +362,7 @@ def fails_for_ever(pool: Forks, calm: Calm, pack: Pack, folder: Path, site: Site
     assert calmly(child.text()), (site, child.text()[-3000:])
     assert code == 74 or (code == 0 and done == STEPS), (site, code)
     if code == 74:
-        line = child.text().splitlines()[-1]
+        line = child.text().splitlines()[-1].strip()  # TensorBoard's thread may be printing beside it
         assert line.startswith("ssl-pretrain: ") and "No space left on device" in line, line
     assert newest(out) >= done, site
     whole(out)
@@ -623,6 +623,10 @@ def test_a_run_cut_in_two_goes_on_with_twice_as_many_processes(
     assert method in METHODS
     exact = {"precision": "64-true", "optimizer": "sgd", "lr": 1e-2, "accelerator": "cpu"}
     recipe = small(method, steps=6, save_every_steps=1, **exact)
+    if isinstance(recipe["backbone"], dict):  # torch draws drop path for each rank by itself
+        recipe["backbone"] = {**recipe["backbone"], "drop_path": 0.0}
+    if "local_size_px" in recipe["method"]:  # timm interpolates position embeddings in float32
+        recipe["method"] = {**recipe["method"], "local_size_px": recipe["method"]["global_size_px"]}
     assert pool.run(recipe, pack.folder, tmp_path / "run", asked_on=[2, signal.SIGTERM]) == 75
     assert newest(tmp_path / "run") == 3
     assert torchrun(tmp_path, recipe, pack, tmp_path / "run").wait(300) == 0, (tmp_path / "log").read_text()[-3000:]

@@ -57,6 +57,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.live.stop()
         with contextlib.suppress(OSError):
+            _append(self.path, b"".join(self._pending))  # what a full disk did not take, if it has room by now
+        with contextlib.suppress(OSError):
             if self._board is not None:
                 self._board.close()
 
@@ -158,6 +160,8 @@ class Journal:
 
 def _append(path: Path, content: bytes) -> None:
     """All of it or, when the disk is full, nothing. Makes the folder again where it was removed."""
+    if not content:
+        return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
