@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,10 +50,17 @@ class Journal:
         self.counted = start, self.began
         """Since when the images of `images_per_s` are counted; probes and saves do not count."""
         self.probe_text = ""
+        self._hook = threading.excepthook
 
     def __enter__(self) -> Journal:
         self.live.start()
+        self._hook, threading.excepthook = threading.excepthook, self._of_threads
         return self
+
+    def _of_threads(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own would print a traceback on a full disk; `_on_board` says it in a line."""
+        if not (type(args.thread).__module__.startswith("tensorboard.") and issubclass(args.exc_type, OSError)):
+            self._hook(args)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.live.stop()
@@ -61,6 +69,7 @@ class Journal:
         with contextlib.suppress(OSError):
             if self._board is not None:
                 self._board.close()
+        threading.excepthook = self._hook
 
     def rewind(self, step: int) -> None:
         """Forgets what came after a step."""
