@@ -296,8 +296,8 @@ def test_read_ahead_brings_these_images_into_the_page_cache(tmp_path: Path) -> N
     for place in asked:
         wanted[pack.offset_N[place] :][: 600 * 700 * 3] = True
     page_wanted = np.add.reduceat(wanted, np.arange(0, len(wanted), mmap.PAGESIZE)) > 0
-    while not in_cache(pack.pixels)[page_wanted].all():
-        assert time.monotonic() - began < 10, f"{in_cache(pack.pixels)[page_wanted].mean():.0%} after 10 s"
+    while in_cache(pack.pixels)[page_wanted].mean() < 0.95:  # a hint, of which a busy system may drop a part
+        assert time.monotonic() - began < 60, f"{in_cache(pack.pixels)[page_wanted].mean():.1%} after a minute"
         time.sleep(0.01)
     assert in_cache(pack.pixels)[~page_wanted].mean() < 0.5  # some more at the ends is the system's affair
 
