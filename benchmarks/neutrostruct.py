@@ -27,7 +27,7 @@ from rich.table import Table
 
 from ssl_pretrain.data.neutrostruct import coco, convert, cvat, masks, palette, relabel, scales, steps, verify
 from ssl_pretrain.data.neutrostruct.coco import bbox_diameters
-from ssl_pretrain.data.neutrostruct.cvat import ellipse_extent
+from ssl_pretrain.data.shapes import ellipse_extent
 from ssl_pretrain.files import write_durably
 
 IMAGES, ANNOTATIONS, SMALL = 83, 21_143, 6

@@ -221,16 +221,16 @@ def test_near_pairs_are_those_of_duplicates_block_by_block(block: int, monkeypat
     expected = duplicates.near(thumbnail_NHW)
     assert len(expected) >= 10
     monkeypatch.setattr(duplicates, "BLOCK", block)
-    monkeypatch.setattr(overlap, "HELD", 5)
-    np.testing.assert_array_equal(overlap.near_pairs(thumbnail_NHW, np.arange(30)), expected)
+    monkeypatch.setattr(duplicates, "HELD", 5)
+    np.testing.assert_array_equal(duplicates.near_pairs(thumbnail_NHW, np.arange(30)), expected)
     place_M = np.arange(0, 30, 2)
     inside = expected[np.isin(expected, place_M).all(axis=1)]
-    np.testing.assert_array_equal(overlap.near_pairs(thumbnail_NHW, place_M), inside)
-    across = overlap.near_across(thumbnail_NHW[20:], thumbnail_NHW, np.arange(20))
+    np.testing.assert_array_equal(duplicates.near_pairs(thumbnail_NHW, place_M), inside)
+    across = duplicates.near_across(thumbnail_NHW[20:], thumbnail_NHW, np.arange(20))
     mixed = [[j - 20, i] for i, j in expected.tolist() if i < 20 <= j]
     assert across.tolist() == sorted(mixed) and len(mixed) >= 5
-    assert overlap.near_pairs(thumbnail_NHW, np.arange(1)).shape == (0, 2)
-    assert overlap.near_across(thumbnail_NHW[:0], thumbnail_NHW, place_M).shape == (0, 2)
+    assert duplicates.near_pairs(thumbnail_NHW, np.arange(1)).shape == (0, 2)
+    assert duplicates.near_across(thumbnail_NHW[:0], thumbnail_NHW, place_M).shape == (0, 2)
 
 
 def voc(root: Path, images: dict[str, tuple[np.ndarray, str]]) -> Path:

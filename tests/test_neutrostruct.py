@@ -23,6 +23,7 @@ from pycocotools import mask as coco_mask
 from rich.console import Console
 
 from ssl_pretrain.cli import _neutrostruct
+from ssl_pretrain.data import shapes
 from ssl_pretrain.data.neutrostruct import (
     ALIASES,
     CHILDREN,
@@ -557,7 +558,7 @@ def test_matching_is_greedy_one_to_one_and_knows_no_order(seed: int, a: int, b: 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.5, 80), st.floats(0.5, 80), st.floats(-400, 400))
 def test_the_box_of_a_turned_ellipse(rx: float, ry: float, degrees: float) -> None:
-    w, h = cvat.ellipse_extent(rx, ry, degrees)
+    w, h = shapes.ellipse_extent(rx, ry, degrees)
     t = math.radians(degrees)
     assert w == pytest.approx(2 * math.sqrt(rx**2 * math.cos(t) ** 2 + ry**2 * math.sin(t) ** 2))
     a = np.linspace(0, 2 * np.pi, 20_001)
@@ -645,7 +646,7 @@ def decoded(runs: Any) -> np.ndarray:
 
 
 def ellipse(id: int, cx: float, cy: float, rx: float, ry: float, degrees: float = 0) -> masks.Outline:
-    w, h = cvat.ellipse_extent(rx, ry, degrees)
+    w, h = shapes.ellipse_extent(rx, ry, degrees)
     return masks.Outline(id, (cx - w / 2, cy - h / 2, w, h), math.pi * rx * ry, ellipse=(cx, cy, rx, ry, degrees))
 
 
@@ -671,12 +672,16 @@ def test_objects_without_a_pixel_are_listed() -> None:
     assert line is not None and "1 Emptying vesicles, 1 Non-specific secondary granules" in line
 
 
-def test_polygons_against_two_other_rasterisers(monkeypatch: pytest.MonkeyPatch) -> None:
+def filled(corner_K2: np.ndarray, x0: int, y0: int, width: int, height: int) -> np.ndarray:
+    return masks._patch(masks._polygon(1, (corner_K2,)), x0, y0, width, height)
+
+
+def test_polygons_against_two_other_rasterisers() -> None:
     rng = np.random.default_rng(3)
     for _ in range(40):
         angle = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 12)))
         corner_K2 = np.c_[30 + 20 * rng.uniform(0.3, 1) * np.cos(angle), 24 + 18 * np.sin(angle)]
-        ours = masks.polygon_patch(corner_K2, 0, 0, 64, 48)
+        ours = filled(corner_K2, 0, 0, 64, 48)
         runs = coco_mask.frPyObjects([corner_K2.reshape(-1).tolist()], 48, 64)
         theirs = decoded(runs)[..., 0].astype(bool)
         image = Image.new("1", (64, 48))
@@ -684,14 +689,9 @@ def test_polygons_against_two_other_rasterisers(monkeypatch: pytest.MonkeyPatch)
         border = np.hypot(*(corner_K2 - np.roll(corner_K2, 1, 0)).T).sum()
         for other in (theirs, np.asarray(image)):
             assert (ours != other).sum() <= border  # on the edge rules differ by up to a pixel
-        monkeypatch.setattr(masks, "_AT_ONCE", 100)
-        assert np.array_equal(masks.polygon_patch(corner_K2, 0, 0, 64, 48), ours)
-        monkeypatch.undo()
     square = np.array([[2.0, 3], [7, 3], [7, 9], [2, 9]])
-    assert masks.polygon_patch(square, 0, 0, 64, 48).sum() == 30
-    assert np.array_equal(
-        masks.polygon_patch(square, 3, 4, 20, 20), masks.polygon_patch(square, 0, 0, 64, 48)[4:24, 3:23]
-    )
+    assert filled(square, 0, 0, 64, 48).sum() == 30
+    assert np.array_equal(filled(square, 3, 4, 20, 20), filled(square, 0, 0, 64, 48)[4:24, 3:23])
 
 
 def test_masks_of_coco_by_box_polygon_and_run_lengths() -> None:

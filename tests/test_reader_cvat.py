@@ -118,8 +118,9 @@ def test_images_are_found(tmp_path: Path) -> None:
     assert labelled.problems == (
         "annotations.xml: far.png: says 65 x 48 px, but the image is 64 x 48",
         "annotations.xml: same.png: left out, image 0 of annotations.xml is about the same image (2 objects)",
-        "annotations.xml: same.png: left out, 2 files have this name (1 objects)",
-        "annotations.xml: gone.png: left out, missing image (2 objects)",
+        "annotations.xml: same.png: left out, its image could be images/Test/same.png or images/Validation/same.png"
+        " (1 objects)",
+        "annotations.xml: gone.png: left out, missing image gone.png (2 objects)",
         "annotations.xml: ../gone.png: left out, its name leads out of the folder (1 objects)",
         "annotations.xml: an image without a name: left out, its name leads out of the folder (1 objects)",
         "elsewhere/extra.png: left out, not in the XML file (unlabelled)",

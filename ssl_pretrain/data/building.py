@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from PIL import features
 from ssl_pretrain.data import looks
 from ssl_pretrain.data.decode import AS_STATED, Reading
 from ssl_pretrain.data.files import Listing, Rejected, escape, read_bytes, scan
+from ssl_pretrain.data.groups import groups_of
 from ssl_pretrain.data.pack import DUPLICATE, FORMAT, VERSION, Pack, fingerprint, is_pack, manifest, open_pack
 from ssl_pretrain.data.partial import Busy, Partial, alone, discard, publish, sync
 from ssl_pretrain.data.workers import Outcome, decode_all
@@ -149,16 +149,8 @@ def _groups(names: Sequence[str], group_regex: str | None) -> tuple[NDArray[np.i
     """A group number for each name, and how many names the regex did not match."""
     if group_regex is None:
         return np.arange(len(names)), 0
-    try:
-        pattern = re.compile(group_regex)
-    except re.error as error:
-        raise UsageError(f"the group regex {group_regex!r} is not a regular expression: {error}") from error
-    if pattern.groups == 0:
-        raise UsageError(f"the group regex {group_regex!r} needs a (...) around what names the group")
-    found = [match[1] if (match := pattern.search(name)) else None for name in names]
+    found = groups_of(names, group_regex)
     number = {group: i for i, group in enumerate(sorted({group for group in found if group is not None}))}
-    if not number:
-        raise UsageError(f"the group regex {group_regex!r} matches no path, for example not {escape(names[0])!r}")
     group_N = np.array([-1 if group is None else number[group] for group in found])
     alone_N = group_N < 0
     group_N[alone_N] = len(number) + np.arange(alone_N.sum())

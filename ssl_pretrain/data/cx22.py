@@ -22,8 +22,8 @@ from PIL import Image
 from ssl_pretrain.data.decode import decode
 from ssl_pretrain.data.extracting import Field
 from ssl_pretrain.data.files import Rejected, escape, scan
+from ssl_pretrain.data.lookup import peek
 from ssl_pretrain.data.matlab_files import Array, Value, open_mat
-from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.data.shapes import box, of_pixels
 from ssl_pretrain.errors import DataError
 

@@ -44,6 +44,8 @@ WHOLE, PART = 0.9, 0.8
 MUTUAL = 0.5
 """Least share of the pairs in a family of copies that must be alike."""
 BLOCK = 4096
+HELD = 50_000
+"""Candidate pairs whose details are held at a time: 400 MB at most."""
 
 
 def thumbnail(image_HWC: np.ndarray) -> np.ndarray | None:
@@ -56,19 +58,60 @@ def thumbnail(image_HWC: np.ndarray) -> np.ndarray | None:
 
 def near(thumbnail_NHW: np.ndarray) -> np.ndarray:
     """The pairs of near-duplicates among thumbnails: int64 (P, 2), i < j, in ascending order."""
-    if len(thumbnail_NHW) < 2:
+    return near_pairs(thumbnail_NHW, np.arange(len(thumbnail_NHW)))
+
+
+def near_pairs(thumbnail_NHW: np.ndarray, place_M: np.ndarray) -> np.ndarray:
+    """`near` among some of the thumbnails (M places), which are read a few at a time: int64 (P, 2), as places."""
+    if len(place_M) < 2:
         return np.zeros((0, 2), np.int64)
-    hash_N8 = hashes(thumbnail_NHW)
+    hash_M8 = _hashes(thumbnail_NHW, place_M)
+    found = _candidates(hash_M8, hash_M8, min(CANDIDATES + 1, len(hash_M8)))  # an image finds itself too
+    pair_P2 = np.sort(found, axis=1)
+    pair_P2 = np.unique(pair_P2[pair_P2[:, 0] < pair_P2[:, 1]], axis=0)
+    pair_P2 = place_M[pair_P2]
+    confirmed: np.ndarray = pair_P2[_proven(thumbnail_NHW, thumbnail_NHW, pair_P2)]
+    return confirmed
+
+
+def near_across(query_QHW: np.ndarray, thumbnail_NHW: np.ndarray, place_M: np.ndarray) -> np.ndarray:
+    """The near-duplicates of queries among some of the thumbnails, as (query, place): int64 (P, 2), in order."""
+    if not len(query_QHW) or not len(place_M):
+        return np.zeros((0, 2), np.int64)
+    hash_Q8, hash_M8 = _hashes(query_QHW, np.arange(len(query_QHW))), _hashes(thumbnail_NHW, place_M)
+    pair_P2 = _candidates(hash_Q8, hash_M8, min(CANDIDATES, len(hash_M8)))
+    pair_P2 = np.column_stack([pair_P2[:, 0], place_M[pair_P2[:, 1]]])
+    pair_P2 = pair_P2[np.lexsort(pair_P2.T[::-1])]
+    confirmed: np.ndarray = pair_P2[_proven(query_QHW, thumbnail_NHW, pair_P2)]
+    return confirmed
+
+
+def _hashes(thumbnail_NHW: np.ndarray, place_M: np.ndarray) -> np.ndarray:
+    blocks = [hashes(thumbnail_NHW[place_B]) for place_B in _blocks(place_M)]
+    return np.ascontiguousarray(np.concatenate(blocks))
+
+
+def _candidates(hash_Q8: np.ndarray, hash_N8: np.ndarray, count: int) -> np.ndarray:
+    """(P, 2): each query with those of its nearest hashes that are near enough."""
     index = faiss.IndexBinaryFlat(hash_N8.shape[1] * 8)
     index.add(hash_N8)
-    bits_NJ, near_NJ = index.search(hash_N8, min(CANDIDATES + 1, len(hash_N8)))  # an image finds itself too
-    i_P, at_P = np.nonzero(bits_NJ <= RADIUS_BITS)
-    pair_P2 = np.sort(np.column_stack([i_P, near_NJ[i_P, at_P]]), axis=1)
-    pair_P2 = np.unique(pair_P2[pair_P2[:, 0] < pair_P2[:, 1]], axis=0)
-    detail_Nhw = detail(thumbnail_NHW)
-    found = [same(detail_Nhw[pairs[:, 0]], detail_Nhw[pairs[:, 1]]) for pairs in _blocks(pair_P2)]
-    confirmed: np.ndarray = pair_P2[np.concatenate([np.zeros(0, bool), *found])]
-    return confirmed
+    found = [np.zeros((0, 2), np.int64)]
+    for place_B in _blocks(np.arange(len(hash_Q8))):
+        bits_BJ, near_BJ = index.search(hash_Q8[place_B], count)
+        query_P, at_P = np.nonzero(bits_BJ <= RADIUS_BITS)
+        found.append(np.column_stack([place_B[query_P], near_BJ[query_P, at_P]]))
+    return np.concatenate(found)
+
+
+def _proven(a_NHW: np.ndarray, b_NHW: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
+    """Which pairs show the same: bool (P)."""
+    proofs = [np.zeros(0, np.bool_)]
+    for start in range(0, len(pair_P2), HELD):
+        a_P, b_P = pair_P2[start : start + HELD].T
+        (a_K, at_P), (b_K, to_P) = np.unique(a_P, return_inverse=True), np.unique(b_P, return_inverse=True)
+        a_Khw, b_Khw = detail(a_NHW[a_K]), detail(b_NHW[b_K])  # once an image
+        proofs += [same(a_Khw[at_P[i_B]], b_Khw[to_P[i_B]]) for i_B in _blocks(np.arange(len(a_P)))]
+    return np.concatenate(proofs)
 
 
 def families(pair_P2: np.ndarray) -> tuple[list[list[int]], int]:

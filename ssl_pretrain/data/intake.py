@@ -197,7 +197,7 @@ def _repeats(pack: Pack) -> Iterator[Finding]:
 def _near(pack: Pack, seen: Looks) -> tuple[list[Finding], dict[str, Any]]:
     """Each near-duplicate but the first of its family, and how many families and look-alikes there are."""
     place_M = np.flatnonzero(seen.shown_N & (pack.flags_N & DUPLICATE == 0))
-    pair_P2 = overlap.near_pairs(seen.thumbnail_NHW, place_M)
+    pair_P2 = duplicates.near_pairs(seen.thumbnail_NHW, place_M)
     joined, alike = duplicates.families(pair_P2)
     found = [
         Finding(pack.paths[i], "near_duplicate", f"one of {len(family)} that show the same", pack.paths[family[0]])

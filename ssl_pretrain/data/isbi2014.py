@@ -21,8 +21,8 @@ import numpy as np
 from ssl_pretrain.data.extracting import Field, grey
 from ssl_pretrain.data.files import escape
 from ssl_pretrain.data.label_images import objects_by_touch
+from ssl_pretrain.data.lookup import peek
 from ssl_pretrain.data.matlab_files import Array, MatFile, Value, open_mat
-from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.data.shapes import box, of_pixels
 from ssl_pretrain.errors import DataError
 

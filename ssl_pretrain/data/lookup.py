@@ -9,9 +9,10 @@ from __future__ import annotations
 import heapq
 import os
 import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 
 from ssl_pretrain.data.files import SUFFIXES, escape
@@ -21,6 +22,8 @@ _NOT_IMAGES = frozenset({"mask", "masks", "edge", "edges", "gt", "groundtruth", 
 _NOT_GROUPS = frozenset({"images", "image", "imgs", "img", "data", "dataset", "default", "jpegimages", "png", "jpg"})
 _MIN_GROUPS = 3
 _MAX_FOLDERS = 2000
+_ENTRIES, _FOLDERS = 400, 12
+"""For `peek`."""
 MANY = 1 << 20
 """For `first_files`: in fact all."""
 
@@ -217,3 +220,42 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def peek(root: Path, depth: int) -> list[str]:
+    """Relative names of files down to `depth` folders below the root; of each folder a few, hidden ones never.
+
+    All of them where no folder has more than 400 entries or 12 folders. Never raises.
+    """
+    names: list[str] = []
+    level = [""]
+    for _ in range(depth + 1):
+        below: list[str] = []
+        for prefix in level:
+            folders: list[str] = []
+            try:
+                with os.scandir(root / prefix) as entries:
+                    for entry in islice(entries, _ENTRIES):
+                        if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                            (folders if is_folder(entry) else names).append(prefix + entry.name)
+            except OSError:  # unreadable
+                continue
+            below += [f"{folder}/" for folder in sorted(folders)[:_FOLDERS]]
+        level = below
+    return sorted(names)
+
+
+def head(path: Path, count: int = 65536) -> bytes:
+    """The first bytes of a regular file; none of what cannot be read, and never waits on a pipe."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return b""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which raises for a folder
+        os.close(handle)
+        return b""
+    with os.fdopen(handle, "rb") as file:
+        try:
+            return file.read(count)
+        except OSError:
+            return b""

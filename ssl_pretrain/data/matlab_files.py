@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes
-from ssl_pretrain.data.readers._looking import head
+from ssl_pretrain.data.lookup import head
 from ssl_pretrain.errors import DataError, UsageError
 
 MAX_FILE_BYTES = 2 << 30

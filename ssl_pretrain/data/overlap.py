@@ -9,11 +9,9 @@ Shapes: N images, M of them, P pairs, Q queries, B of a block; thumbnails are 64
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,9 +22,6 @@ from ssl_pretrain.data.looks import Looks
 from ssl_pretrain.data.pack import DUPLICATE, Pack, manifest
 from ssl_pretrain.data.workers import decode_all
 from ssl_pretrain.errors import DataError
-
-HELD = 50_000
-"""Candidate pairs whose details are held at a time: 400 MB at most."""
 
 
 class HeldOut(NamedTuple):
@@ -42,64 +37,6 @@ class HeldOut(NamedTuple):
     thumbnails: tuple[NDArray[np.uint8] | None, ...]
     unusable: tuple[str, ...]
     """One line for each image that could not be compared."""
-
-
-def near_pairs(thumbnail_NHW: NDArray[np.uint8], place_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As `duplicates.near`, among some of the thumbnails (M places), which are read a few at a time: int64 (P, 2)."""
-    if len(place_M) < 2:
-        return np.zeros((0, 2), np.int64)
-    hash_M8 = _hashes(thumbnail_NHW, place_M)
-    found = _candidates(hash_M8, hash_M8, min(duplicates.CANDIDATES + 1, len(hash_M8)))  # an image finds itself too
-    pair_P2 = np.sort(found, axis=1)
-    pair_P2 = np.unique(pair_P2[pair_P2[:, 0] < pair_P2[:, 1]], axis=0)
-    pair_P2 = place_M[pair_P2]
-    return pair_P2[_proven(thumbnail_NHW, thumbnail_NHW, pair_P2)]
-
-
-def near_across(
-    query_QHW: NDArray[np.uint8], thumbnail_NHW: NDArray[np.uint8], place_M: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The near-duplicates of queries among some of the thumbnails, as (query, place): int64 (P, 2), in order."""
-    if not len(query_QHW) or not len(place_M):
-        return np.zeros((0, 2), np.int64)
-    hash_Q8, hash_M8 = _hashes(query_QHW, np.arange(len(query_QHW))), _hashes(thumbnail_NHW, place_M)
-    pair_P2 = _candidates(hash_Q8, hash_M8, min(duplicates.CANDIDATES, len(hash_M8)))
-    pair_P2 = np.column_stack([pair_P2[:, 0], place_M[pair_P2[:, 1]]])
-    pair_P2 = pair_P2[np.lexsort(pair_P2.T[::-1])]
-    return pair_P2[_proven(query_QHW, thumbnail_NHW, pair_P2)]
-
-
-def _hashes(thumbnail_NHW: NDArray[np.uint8], place_M: NDArray[np.int64]) -> NDArray[np.uint8]:
-    blocks = [duplicates.hashes(thumbnail_NHW[place_B]) for place_B in _blocks(place_M)]
-    return np.ascontiguousarray(np.concatenate(blocks))
-
-
-def _candidates(hash_Q8: NDArray[np.uint8], hash_N8: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """(P, 2): each query with those of its nearest hashes that are near enough."""
-    index = faiss.IndexBinaryFlat(hash_N8.shape[1] * 8)
-    index.add(hash_N8)
-    found = [np.zeros((0, 2), np.int64)]
-    for place_B in _blocks(np.arange(len(hash_Q8))):
-        bits_BJ, near_BJ = index.search(hash_Q8[place_B], count)
-        query_P, at_P = np.nonzero(bits_BJ <= duplicates.RADIUS_BITS)
-        found.append(np.column_stack([place_B[query_P], near_BJ[query_P, at_P]]))
-    return np.concatenate(found)
-
-
-def _proven(a_NHW: NDArray[np.uint8], b_NHW: NDArray[np.uint8], pair_P2: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which pairs show the same: bool (P)."""
-    proofs = [np.zeros(0, np.bool_)]
-    for start in range(0, len(pair_P2), HELD):
-        a_P, b_P = pair_P2[start : start + HELD].T
-        (a_K, at_P), (b_K, to_P) = np.unique(a_P, return_inverse=True), np.unique(b_P, return_inverse=True)
-        a_Khw, b_Khw = duplicates.detail(a_NHW[a_K]), duplicates.detail(b_NHW[b_K])  # once an image
-        proofs += [duplicates.same(a_Khw[at_P[i_B]], b_Khw[to_P[i_B]]) for i_B in _blocks(np.arange(len(a_P)))]
-    return np.concatenate(proofs)
-
-
-def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(rows), duplicates.BLOCK):
-        yield rows[start : start + duplicates.BLOCK]
 
 
 def read(root: Path, pack: Pack, processes: int | None = None) -> HeldOut:
@@ -183,7 +120,7 @@ def _near(pack: Pack, seen: Looks, held: HeldOut) -> list[tuple[int, int]]:
     if not shown:
         return []
     place_M = np.flatnonzero(seen.shown_N & (pack.flags_N & DUPLICATE == 0))
-    return [(place_Q[q], i) for q, i in near_across(np.stack(shown), seen.thumbnail_NHW, place_M).tolist()]
+    return [(place_Q[q], i) for q, i in duplicates.near_across(np.stack(shown), seen.thumbnail_NHW, place_M).tolist()]
 
 
 def _digest(pack: Pack, place: int) -> str:

@@ -8,6 +8,7 @@ Shapes: P corners of a ring, R runs, an image of H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,19 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0, co
         [cx + x_P * np.cos(turn) - y_P * np.sin(turn), cy + x_P * np.sin(turn) + y_P * np.cos(turn)]
     )
     return Polygon((points_P2,))
+
+
+def ellipse_extent(rx: float, ry: float, degrees: float) -> tuple[float, float]:
+    """Width and height of the box around an ellipse with these half axes, turned by this angle.
+
+    w = 2 sqrt(rx^2 cos^2 t + ry^2 sin^2 t), h = 2 sqrt(rx^2 sin^2 t + ry^2 cos^2 t). Turned by 45 degrees, half axes of
+    3 and 4 give 2 sqrt(12.5) both ways:
+
+    >>> [round(side, 4) for side in ellipse_extent(3, 4, 45)], 2 * 12.5**0.5
+    ([7.0711, 7.0711], 7.0710678118654755)
+    """
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return 2 * math.hypot(rx * c, ry * s), 2 * math.hypot(rx * s, ry * c)
 
 
 def turned_box(x0: float, y0: float, x1: float, y1: float, degrees: float) -> Polygon:

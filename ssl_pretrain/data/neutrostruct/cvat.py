@@ -27,6 +27,7 @@ from ssl_pretrain.data.files import Rejected, escape, read_bytes
 from ssl_pretrain.data.neutrostruct.coco import MAX_PX
 from ssl_pretrain.data.neutrostruct.naming import shown
 from ssl_pretrain.data.readers import number, stays_inside
+from ssl_pretrain.data.shapes import ellipse_extent
 from ssl_pretrain.errors import DataError
 
 MAX_BYTES = 256 << 20
@@ -123,19 +124,6 @@ def parsed(data: bytes, name: str = "the CVAT file") -> Cvat:
         raise DataError(f"{name} lists the same image twice: {twice}")
     size_I2 = np.array(sizes, np.int64).reshape(-1, 2)
     return Cvat(data, tuple(names), size_I2, tuple(shapes), tuple(_meta(data, tree, elements)), tuple(problems))
-
-
-def ellipse_extent(rx: float, ry: float, degrees: float) -> tuple[float, float]:
-    """Width and height of the box around an ellipse with these half axes, turned by this angle.
-
-    w = 2 sqrt(rx^2 cos^2 t + ry^2 sin^2 t), h = 2 sqrt(rx^2 sin^2 t + ry^2 cos^2 t). Turned by 45 degrees, half axes of
-    3 and 4 give 2 sqrt(12.5) both ways:
-
-    >>> [round(side, 4) for side in ellipse_extent(3, 4, 45)], 2 * 12.5**0.5
-    ([7.0711, 7.0711], 7.0710678118654755)
-    """
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return 2 * math.hypot(rx * c, ry * s), 2 * math.hypot(rx * s, ry * c)
 
 
 def attributes(data: bytes, tag: slice) -> Iterator[tuple[str, slice]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssl_pretrain.data import shapes
 from ssl_pretrain.data.decode import MAX_PIXELS
 from ssl_pretrain.data.files import escape
 from ssl_pretrain.data.neutrostruct import CLASSES, class_id, sevens
@@ -24,12 +24,10 @@ from ssl_pretrain.data.neutrostruct.coco import Coco
 from ssl_pretrain.data.neutrostruct.cvat import Cvat
 from ssl_pretrain.data.neutrostruct.naming import shown
 from ssl_pretrain.data.neutrostruct.palette import BACKGROUND, Palette
-from ssl_pretrain.errors import DataError, SslPretrainError, UsageError
+from ssl_pretrain.errors import DataError, SslPretrainError
 
 _RUN_LENGTH = 3
 """zlib's Z_RLE strategy: on flat colours a third faster than the default at level 6, and smaller."""
-_AT_ONCE = 1 << 24
-"""Edges times rows that are looked at together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,29 +75,6 @@ def ellipse_patch(
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x_W, y_H1 = xs_W - cx, (ys_H - cy)[:, None]
     inside: NDArray[np.bool_] = ((c * x_W + s * y_H1) / rx) ** 2 + ((c * y_H1 - s * x_W) / ry) ** 2 <= 1
-    return inside
-
-
-def polygon_patch(corner_K2: NDArray[np.float64], x0: int, y0: int, width: int, height: int) -> NDArray[np.bool_]:
-    """Which pixel centres from (x0, y0) on lie in a polygon, by the even-odd rule: bool (height, width).
-
-    The triangle (0, 0), (4, 0), (0, 4) holds the centres below its slanted side; those on it do not count:
-
-    >>> polygon_patch(np.array([[0.0, 0], [4, 0], [0, 4]]), 0, 0, 4, 4).sum(1).tolist()
-    [3, 2, 1, 0]
-    """
-    ax_K1, ay_K1 = corner_K2[:, :1], corner_K2[:, 1:]
-    bx_K1, by_K1 = np.roll(ax_K1, -1, 0), np.roll(ay_K1, -1, 0)
-    y_H = y0 + 0.5 + np.arange(height)
-    flips_HW = np.zeros(height * (width + 1), np.int64)
-    step = max(_AT_ONCE // height, 1)
-    for k in range(0, len(corner_K2), step):  # a block of edges at a time, so that memory stays small
-        ax, ay, bx, by = (end_K1[k : k + step] for end_K1 in (ax_K1, ay_K1, bx_K1, by_K1))
-        edge_P, row_P = np.nonzero((ay <= y_H) != (by <= y_H))  # an edge that crosses the line of centres
-        x_P = ax[edge_P, 0] + (y_H[row_P] - ay[edge_P, 0]) / (by - ay)[edge_P, 0] * (bx - ax)[edge_P, 0]
-        column_P = np.clip(np.ceil(x_P - x0 - 0.5), 0, width).astype(np.int64)  # the first centre at or beyond it
-        flips_HW += np.bincount(row_P * (width + 1) + column_P, minlength=len(flips_HW))
-    inside: NDArray[np.bool_] = flips_HW.reshape(height, width + 1).cumsum(1)[:, :width] % 2 == 1
     return inside
 
 
@@ -210,10 +185,8 @@ def _patch(outline: Outline, x0: int, y0: int, width: int, height: int) -> NDArr
     if outline.pixels_HW is not None:
         dx, dy = x0 - math.floor(outline.box_4[0]), y0 - math.floor(outline.box_4[1])
         return outline.pixels_HW[dy : dy + height, dx : dx + width]
-    inside = np.zeros((height, width), bool)
-    for corner_K2 in outline.polygons:
-        inside |= polygon_patch(corner_K2, x0, y0, width, height)
-    return inside
+    rings = tuple(corner_K2 - (x0, y0) for corner_K2 in outline.polygons)
+    return shapes.pixels(shapes.Polygon(rings), (height, width))
 
 
 def _polygon(number: int, polygons: tuple[NDArray[np.float64], ...]) -> Outline:
@@ -253,30 +226,18 @@ def _from_segmentation(annotation: Mapping[str, Any], number: int, box_4: NDArra
 
 def _decoded(segmentation: Mapping[str, Any], number: int) -> NDArray[np.bool_]:
     """The pixels of COCO's run lengths, which go down the columns, compressed or not: bool (H, W)."""
-    try:
-        from pycocotools import mask as coco_mask
-    except ModuleNotFoundError as error:
-        raise UsageError("run lengths need pycocotools: pip install 'ssl-pretrain[compare]'") from error
     size, counts = segmentation.get("size"), segmentation.get("counts")
     why = f"annotation {number}: its run lengths cannot be used"
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise DataError(f"{why}, size is not two whole numbers")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"{why}, {size[1]} x {size[0]} px are more than {MAX_PIXELS} pixels")
-    if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
-            raise DataError(f"{why}, they do not fill the image")
-        inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return inside.reshape(size[1], size[0]).T
-    if not isinstance(counts, str):
+    if not isinstance(counts, str | list):
         raise DataError(f"{why}, counts is neither a list nor a string")
+    size_hw = size[0], size[1]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pycocotools 2.0.11 speaks to numpy 1
-            decoded: NDArray[np.uint8] = coco_mask.decode({"size": size, "counts": counts.encode()})
+        made = shapes.compressed(size_hw, counts) if isinstance(counts, str) else shapes.mask(size_hw, counts)
     except ValueError as error:
-        raise DataError(f"{why}, {escape(str(error))}") from error
-    return decoded.astype(bool)
+        raise DataError(f"{why}, {error}") from error
+    return shapes.pixels(made, size_hw)
 
 
 def painted(items: Sequence[Drawable], palette: Palette) -> Iterator[tuple[str, bytes, str | None]]:

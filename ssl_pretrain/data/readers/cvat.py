@@ -6,7 +6,6 @@ for in `images/` (and its subset's folder) and beside the XML file, then anywher
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,19 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
+from ssl_pretrain.data.lookup import Lookup, head
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none, split_of, stays_inside
-from ssl_pretrain.data.readers._looking import head
-from ssl_pretrain.data.shapes import MAX_CORNER_PX, Shape, box, ellipse, placed, polygon, row_major, turned_box
+from ssl_pretrain.data.shapes import (
+    MAX_CORNER_PX,
+    Shape,
+    box,
+    ellipse,
+    ellipse_extent,
+    placed,
+    polygon,
+    row_major,
+    turned_box,
+)
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "annotations.xml of CVAT for images 1.1"
@@ -42,7 +51,7 @@ def read(root: Path) -> LabelledSet:
     if not names:
         raise DataError(f"{escape(str(root))} has {len(trees)} files of CVAT but no image: put the images beside them")
     gathering = Gathering("cvat", _kind([tree for _, tree in trees]))
-    lookup, used = _Lookup(names), dict[str, str]()
+    lookup, used = Lookup(names), dict[str, str]()
     for path, tree in trees:
         for image in tree.iter("image"):
             _image(root, path, image, lookup, used, gathering)
@@ -57,26 +66,8 @@ def ellipse_box(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0
     >>> [round(edge, 3) for edge in ellipse_box(10, 10, 5, 2, 90)]
     [8.0, 5.0, 12.0, 15.0]
     """
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    half_width, half_height = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
-    return cx - half_width, cy - half_height, cx + half_width, cy + half_height
-
-
-class _Lookup:
-    """Image files by what a label file may call them."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = set(names)
-        self.by_own_name: dict[str, list[str]] = {}
-        for name in names:
-            self.by_own_name.setdefault(name.rpartition("/")[2], []).append(name)
-
-    def find(self, name: str, subset: str) -> list[str]:
-        """The file that is meant; none, or several that it may be."""
-        for candidate in (f"images/{subset}/{name}", f"images/{name}", f"{subset}/{name}", name):
-            if candidate in self.names:
-                return [candidate]
-        return self.by_own_name.get(name.rpartition("/")[2], [])
+    width, height = ellipse_extent(rx, ry, degrees)
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
 
 
 def _xml_files(root: Path) -> list[Path]:
@@ -121,26 +112,27 @@ def _kind(trees: list[Any]) -> Literal["box", "point", "image"]:
     return "point" if "points" in tags else "image"
 
 
-def _image(root: Path, path: Path, image: Any, lookup: _Lookup, used: dict[str, str], gathering: Gathering) -> None:
+def _image(root: Path, path: Path, image: Any, lookup: Lookup, used: dict[str, str], gathering: Gathering) -> None:
     name, subset = image.get("name") or "", image.get("subset") or ""
     where = f"{escape(path.name)}: {escape(name) or 'an image without a name'}"
     if not stays_inside(name) or (subset and not stays_inside(subset)):
         return _left_out(image, f"{where}: left out, its name leads out of the folder", gathering)
-    found = lookup.find(name, subset)
-    if len(found) != 1:
-        why = "missing image" if not found else f"{len(found)} files have this name"
+    near = (f"images/{subset}", "images", subset, "") if subset else ("images", "")
+    try:
+        found = lookup.find(name, near, split_of(f"{subset}/x"))
+    except ValueError as why:
         return _left_out(image, f"{where}: left out, {why}", gathering)
-    if found[0] in used:
-        return _left_out(image, f"{where}: left out, {used[found[0]]} is about the same image", gathering)
-    used[found[0]] = f"image {escape(image.get('id') or '')} of {escape(path.name)}"
-    size_px = size_or_none(root / found[0], gathering.problems, found[0])
+    if found in used:
+        return _left_out(image, f"{where}: left out, {used[found]} is about the same image", gathering)
+    used[found] = f"image {escape(image.get('id') or '')} of {escape(path.name)}"
+    size_px = size_or_none(root / found, gathering.problems, found)
     if size_px is None:
         return _left_out(image, None, gathering)
     _compare_size(image, where, size_px, gathering)
     objects = gathering.objects(size_px)
     for i, shape in enumerate(image, 1):
         _shape(shape, f"{where}: {escape(str(shape.tag))} {i}", objects)
-    gathering.add(root / found[0], found[0], objects, split=split_of(f"{subset}/x") if subset else None)
+    gathering.add(root / found, found, objects, split=split_of(f"{subset}/x") if subset else None)
 
 
 def _left_out(image: Any, problem: str | None, gathering: Gathering) -> None:

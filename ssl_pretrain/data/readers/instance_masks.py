@@ -12,8 +12,8 @@ from pathlib import Path
 from ssl_pretrain.data.files import Rejected, escape, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
 from ssl_pretrain.data.label_images import NAMELESS, objects_by_number, read_labels
+from ssl_pretrain.data.lookup import peek
 from ssl_pretrain.data.readers import LabelledSet, size_or_none
-from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.data.shapes import box
 from ssl_pretrain.errors import DataError
 

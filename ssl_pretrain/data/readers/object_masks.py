@@ -15,8 +15,8 @@ import numpy as np
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
 from ssl_pretrain.data.label_images import NAMELESS, read_labels
+from ssl_pretrain.data.lookup import head, peek
 from ssl_pretrain.data.readers import LabelledSet, size_or_none
-from ssl_pretrain.data.readers._looking import head, peek
 from ssl_pretrain.data.shapes import Mask, box, of_pixels, of_spans
 from ssl_pretrain.errors import DataError
 

@@ -15,8 +15,8 @@ from typing import Any
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
 from ssl_pretrain.data.label_images import NAMELESS
+from ssl_pretrain.data.lookup import head
 from ssl_pretrain.data.readers import LabelledSet, size_or_none, split_of, stays_inside
-from ssl_pretrain.data.readers._looking import head
 from ssl_pretrain.data.shapes import box, row_major
 from ssl_pretrain.errors import DataError
 

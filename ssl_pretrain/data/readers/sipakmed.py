@@ -13,9 +13,8 @@ from typing import Literal
 
 from ssl_pretrain.data.files import Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering, Objects
-from ssl_pretrain.data.lookup import files_under
+from ssl_pretrain.data.lookup import files_under, peek
 from ssl_pretrain.data.readers import LabelledSet, number, size_or_none
-from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.data.shapes import box, polygon
 
 LAYOUT = "im_<Class>/ with 001.bmp and 001_cyt01.dat, or with CROPPED/001_01.bmp (SIPaKMeD)"

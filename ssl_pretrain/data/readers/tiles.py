@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ssl_pretrain.data.files import SUFFIXES, escape, scan
 from ssl_pretrain.data.gathering import Gathering
+from ssl_pretrain.data.lookup import peek
 from ssl_pretrain.data.readers import LabelledSet, size_or_none, split_of
-from ssl_pretrain.data.readers._looking import peek
 
 LAYOUT = "<class>/<slide>/<row>_<column>.jpg, tiles of slides"
 _TILE = re.compile(r"([^/]+)/([^/]+)/[0-9]+_[0-9]+\.[^/.]+")

@@ -21,8 +21,8 @@ from PIL import Image
 
 from ssl_pretrain.data.files import SUFFIXES, Rejected, escape, read_bytes, scan
 from ssl_pretrain.data.gathering import Gathering
+from ssl_pretrain.data.lookup import peek
 from ssl_pretrain.data.readers import LabelledSet, natural, size_or_none, split_of
-from ssl_pretrain.data.readers._looking import peek
 from ssl_pretrain.errors import DataError
 
 LAYOUT = "<class>/<stack>.tif of several pages, <class>/<stack>/z00.png, or <stack>/00.png with labels.csv"
