@@ -47,6 +47,7 @@ from ssl_pretrain.methods import Views
 from ssl_pretrain.train import loop, optim, setup
 from ssl_pretrain.train.recipe import Recipe, load
 from ssl_pretrain.train.run import Run, over_ranks
+from ssl_pretrain.train.signals import StopFlag
 from ssl_pretrain.views import ViewSpec
 
 JPEG_PX, QUALITY = (1600, 1200), 90
@@ -176,15 +177,13 @@ def our_step(run: Run) -> None:
     step, progress = run.step, run.step / run.steps
     rate = optim.set_rates(run.optimizer, run.optim, progress)
     torch.manual_seed(rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank)
-    losses, norm = loop._step(run, step, progress)
+    losses, norm, _ = loop._step(run, step, progress, StopFlag())
     if broken := run.guard.look(step, losses["loss"], norm, rate):
         raise SslPretrainError(f"the step that is measured went wrong: {broken}")
     run.step = step + 1
     if run.step % run.recipe.train.log_every_steps == 0:
         means = {name: over_ranks(run.fabric, value) for name, value in losses.items()}
-        assert means and float(norm) > 0
-    if run.fabric.world_size > 1:  # as `loop._any_rank` asks whether one was told to stop
-        over_ranks(run.fabric, torch.tensor(0.0, device=run.fabric.device))
+        assert means and norm > 0
 
 
 def bare_step(run: Run, views: Views, progress: float = 0.5) -> None:

@@ -118,6 +118,27 @@ def test_a_run_that_was_cut_in_two_ends_with_the_same_bits(method: str, pack: Pa
     assert [line["step"] for line in lines] == [0, 2, 4, 6]  # none twice
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_moments_lie_in_memory_as_their_weights_do(optimizer: str, pack: Pack, tmp_path: Path) -> None:
+    """Convnets are channels-last. Fused kernels walk weights and moments side by side: those of a checkpoint that has
+    them in another order would move the wrong weights."""
+    recipe = small("simclr", save_every_steps=3, optimizer=optimizer)
+    pretrain(recipe, data=pack.folder, out=tmp_path / "run")
+    calm, kept = state(tmp_path / "run"), Checkpoints(tmp_path / "run" / "checkpoints")
+    for path in kept.folder.glob("step_000000006*"):
+        path.unlink()
+    middle = kept.newest()
+    assert middle is not None and middle["step"] == 3
+    moments = [m for each in middle["optimizer"]["state"].values() for m in each.values() if torch.is_tensor(m)]
+    filters = [m for m in moments if m.ndim == 4 and min(m.shape[1:]) > 1]
+    assert filters and all(m.is_contiguous(memory_format=torch.channels_last) for m in filters)
+    for each in middle["optimizer"]["state"].values():
+        each.update({name: m.contiguous() for name, m in each.items() if torch.is_tensor(m)})
+    kept.save(3, middle)
+    pretrain(recipe, data=pack.folder, out=tmp_path / "run")
+    assert same(state(tmp_path / "run"), calm)
+
+
 def test_sigkill_then_the_same_command_ends_with_the_same_bits(pack: Pack, tmp_path: Path) -> None:
     """The real thing, in a process that is killed while it runs; twice, the second time in another step."""
     recipe = small("dino", steps=14, save_every_steps=1)

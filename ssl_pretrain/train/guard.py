@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -17,14 +19,14 @@ class Guard:
     def __init__(self, max_skipped: int) -> None:
         self.max_skipped, self.skipped, self.in_a_row = max_skipped, list[int](), 0
 
-    def look(self, step: int, loss: Tensor, norm: Tensor, rate: float) -> Diagnosis | None:
+    def look(self, step: int, loss: Tensor, norm: float, rate: float) -> Diagnosis | None:
         """What is wrong with a step that was skipped, None for a good one."""
-        if norm.isfinite():
+        if math.isfinite(norm):
             self.in_a_row = 0
             return None
         self.in_a_row += 1
         self.skipped = [*(s for s in self.skipped if s > step - WINDOW), step]
-        return not_finite(float(loss), float(norm), self.in_a_row, rate)
+        return not_finite(float(loss), norm, self.in_a_row, rate)
 
     @property
     def exceeded(self) -> bool:

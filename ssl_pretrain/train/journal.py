@@ -39,7 +39,8 @@ class Journal:
         self._pending: list[bytes] = []
         """Lines that a full disk did not take."""
         self._board: SummaryWriter | None = None
-        self.rewind(start)
+        if writes:
+            _keep_until(self.path, start)
         self.console = console
         self.live = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
@@ -55,6 +56,7 @@ class Journal:
     def __enter__(self) -> Journal:
         self.live.start()
         self._hook, threading.excepthook = threading.excepthook, self._of_threads
+        self._board = self._open(self.start) if self.writes else None  # not before: it starts a thread
         return self
 
     def _of_threads(self, args: threading.ExceptHookArgs) -> None:

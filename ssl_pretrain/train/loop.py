@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from ssl_pretrain import artefact, rng
 from ssl_pretrain.errors import SslPretrainError, Stopped
 from ssl_pretrain.files import write_durably
-from ssl_pretrain.methods import Method
 from ssl_pretrain.train import drift, optim, setup, slurm, source
 from ssl_pretrain.train.checkpoint import Checkpoints
 from ssl_pretrain.train.checkup import Checkup
@@ -98,6 +99,8 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     feed.engine = choose(feed.specs, fabric.device, shown, recipe.views.engine)
     if fabric.world_size > 1:
         synchronised(method, fabric.device)
+    if method.backbone.family == "convnet":  # as kernels for images want it: benchmarks/step.py says what it is worth
+        method.to(memory_format=torch.channels_last)
     optimizer = optim.create(method, spec)
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.mark_forward_method("loss")
@@ -138,7 +141,7 @@ def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
             rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)) + run.feed.share.rank
         )
         try:
-            losses, norm = _step(run, step, progress)
+            losses, norm, stops = _step(run, step, progress, stop)
         except torch.OutOfMemoryError as error:
             raise too_large(run, error, progress, partial(forward_backward, run)) from error
         if broken := run.guard.look(step, losses["loss"], norm, rate):
@@ -152,11 +155,11 @@ def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
         ill = None
         if run.step % train.log_every_steps == 0 or run.step == run.steps:
             means = {name: over_ranks(run.fabric, value) for name, value in losses.items()}
-            journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": float(norm)})
+            journal.metrics(run.step, {**means, "lr": rate, "gradient_norm": norm})
             ill = _examine(run, journal, means)
         look(run, journal, pace)
         done = run.step == run.steps or enough(run)
-        asked = _any_rank(run.fabric, stop)
+        asked = stops if run.fabric.world_size > 1 else bool(stop.name)
         if run.fabric.is_global_zero:
             with journal.aside():
                 if asked or ill or done:
@@ -173,20 +176,20 @@ def _train(run: Run, journal: Journal, keeper: Keeper, stop: StopFlag) -> None:
             break
 
 
-def _step(run: Run, step: int, progress: float) -> tuple[dict[str, Tensor], Tensor]:
-    """One step of the optimizer, if the gradient is finite; returns the losses and the gradient's norm."""
+def _step(run: Run, step: int, progress: float, stop: StopFlag) -> tuple[dict[str, Tensor], float, bool]:
+    """One step of the optimizer, if the gradient is finite; returns the losses, its norm, and what `_read` says."""
     run.buffers.remember()
     with optim.held(run.method, progress < run.recipe.train.freeze_backbone):
         losses = forward_backward(run, step, progress)
-    norm = _gradient_norm(run.method)
-    if norm.isfinite():
+    norm, stops = _read(run, stop)
+    if math.isfinite(norm):
         run.method.before_step(progress)
         run.optimizer.step()
         run.method.after_step(progress)
     else:
         run.buffers.put_back()
     run.optimizer.zero_grad()
-    return losses, norm
+    return losses, norm, stops
 
 
 def forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
@@ -202,9 +205,18 @@ def forward_backward(run: Run, step: int, progress: float) -> dict[str, Tensor]:
     return sums
 
 
-def _gradient_norm(method: Method) -> Tensor:
-    """Over all trained parameters; after DDP has averaged them it is the same on every rank, and so is the verdict."""
-    return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+def _read(run: Run, stop: StopFlag) -> tuple[float, bool]:
+    """The norm of the gradient of all trained parameters, and whether any rank was asked to stop.
+
+    A step waits for the device here and nowhere else. After DDP has averaged the gradients their norm is the same on
+    every rank, and so is the verdict; and all ranks have to leave at the same step.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in run.method.parameters() if p.grad is not None])
+    stops = torch.full_like(norm, float(bool(stop.name)))
+    if run.fabric.world_size > 1:
+        dist.all_reduce(stops)
+    read: list[float] = torch.stack([norm, stops]).tolist()
+    return read[0], read[1] > 0
 
 
 def _write_recipe(run: Run) -> None:
@@ -235,13 +247,6 @@ def _stopped(run: Run, journal: Journal, stop: StopFlag) -> None:
     raise Stopped(
         f"stopped by {stop.name or 'another rank'} at step {run.step} of {run.steps}; the same command continues"
     )
-
-
-def _any_rank(fabric: Fabric, stop: StopFlag) -> bool:
-    """Whether any rank was asked to stop: all have to leave at the same step."""
-    if fabric.world_size == 1:
-        return bool(stop.name)
-    return over_ranks(fabric, torch.tensor(float(bool(stop.name)), device=fabric.device)) > 0
 
 
 def _examine(run: Run, journal: Journal, losses: Mapping[str, float]) -> Diagnosis | None:

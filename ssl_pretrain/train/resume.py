@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssl_pretrain import artefact
 from ssl_pretrain.errors import UsageError
@@ -118,6 +119,11 @@ def _load(run: Run, found: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:  # of other names, shapes or parameter groups
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"the checkpoint in {run.folder} does not fit this network: {why}") from error
+    for parameter, moments in run.optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # Fused kernels walk weights and moments side by side, however each lies in memory.
+                moments[name] = torch.empty_like(parameter).copy_(value)
     run.step, run.best, run.scores = found["step"], found["best"], found["scores"]
     run.stale, run.feed.detour = found.get("stale", 0), found.get("detour", 0)
     run.guard.in_a_row, run.guard.skipped = found.get("in_a_row", 0), list(found.get("skipped", ()))
