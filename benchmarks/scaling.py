@@ -91,11 +91,11 @@ def pack(count: int, folder: Path) -> dict[str, Any]:
     return {"open_s": open_s, "first_s": first_s, "views_s": float(np.median(seconds)), "own_bytes_per_image": own}
 
 
-def written(folder: Path, count: int) -> None:
+def written(folder: Path, count: int, size_px: tuple[int, int] = (SIDE_PX, SIDE_PX)) -> None:
     """A pack of `count` images: the index that `open_pack` checks, and pixels that take no room."""
     from ssl_pretrain.data.pack import FORMAT, VERSION, fingerprint
 
-    size_N2 = np.full((count, 2), SIDE_PX)
+    size_N2 = np.tile(np.array(size_px), (count, 1))
     bytes_N = size_N2.prod(1) * 3
     sha256_N32 = np.random.default_rng(0).integers(0, 256, (count, 32), np.uint8)
     with open(folder / "index.npz", "wb") as file:
@@ -108,7 +108,8 @@ def written(folder: Path, count: int) -> None:
         file.truncate(int(bytes_N.sum()))
     made = {
         "format": FORMAT, "version": VERSION, "fingerprint": fingerprint(sha256_N32, None), "images": count,
-        "pixel_bytes": int(bytes_N.sum()), "short_side_px": None, "group_regex": None, "key": "",
+        "pixel_bytes": int(bytes_N.sum()), "short_side_px": None, "group_regex": None, "groups": count,
+        "duplicates": 0, "key": "",
     }  # fmt: skip
     write_durably(folder / "pack.json", json.dumps(made).encode())
 

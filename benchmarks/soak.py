@@ -1,6 +1,7 @@
 """Whether a run survives what comes: a random fault every few seconds, and at the end the calm run's weights.
 
-    python benchmarks/soak.py [--minutes 30] [--every-s 30] [--method simclr] [--seed 0] [--json FILE] [--quick]
+    python benchmarks/soak.py [--minutes 30 | --steps N] [--every-s 30] [--method simclr] [--seed 0] [--json FILE]
+    python benchmarks/soak.py --quick
 
 A small run is started again whenever it ends before its last step. Drawn from the seed, in turn:
 
@@ -12,9 +13,10 @@ A small run is started again whenever it ends before its last step. Drawn from t
     torn      killed, and the newest checkpoint cut short
     second    another run is started in the same folder, which must be refused with code 74
 
-How many steps fit MINUTES is measured first. While a process lives, its resident memory and open descriptors are read;
-their slopes per hour are of one least-squares line through the samples of all processes, each about its own mean and
-without its first 15 s. Returns 1 unless the weights and the optimizer's state are bit for bit those of a calm run.
+How many steps fit MINUTES is measured first. While a process lives, its resident memory and open descriptors are read,
+and those of the calm run, which goes beside it as one process. Their slopes per hour are of one least-squares line
+through the samples of all processes, each about its own mean and without its first 15 s. Returns 1 unless the weights
+and the optimizer's state are bit for bit those of a calm run.
 `--quick` takes 1 minute and a fault every 6 s. Linux only; it uses the forking server of `tests/faults.py`.
 """
 
@@ -96,7 +98,10 @@ class Soak:
     recipe: dict[str, Any]
     data: Path
     folder: Path
+    calm: Child
+    """The same run, undisturbed: one process from the first step to the last."""
     watch: Watch = field(default_factory=Watch)
+    calm_watch: Watch = field(default_factory=lambda: Watch([[]]))
     done: Counter[str] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -123,6 +128,8 @@ class Soak:
                     self.wrong.append(f"ended with {code}: {child.text()[-500:]}")
                 child = self.start()
             self.watch.look(child.pid)
+            if self.calm.poll() is None:
+                self.calm_watch.look(self.calm.pid)
             if time.monotonic() > next_s:
                 kind = KINDS[int(len(KINDS) * rng.uniform(rng.fold_in(moments, number), 1)[0])]
                 console.print(f"step {max(self.steps(), default=0)}: {kind}", highlight=False)
@@ -190,6 +197,7 @@ def last(out: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, help="instead of as many as fit MINUTES")
     parser.add_argument("--every-s", type=float, default=30.0)
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--seed", type=int, default=0)
@@ -210,23 +218,26 @@ def main() -> int:
             assert pool.run(recipe(steps), data, folder / f"pilot_{steps}") == 0
             return time.monotonic() - began
 
-        step_s = max(1e-4, (seconds(120) - seconds(20)) / 100)
-        steps = max(100, int(0.8 * 60 * minutes / step_s))
-        console.print(f"{steps} steps of {1000 * step_s:.1f} ms; the calm run goes beside it", highlight=False)
+        steps = words.steps
+        if not steps:
+            step_s = max(1e-4, (seconds(120) - seconds(20)) / 100)
+            steps = max(100, int(0.8 * 60 * minutes / step_s))
+        console.print(f"{steps} steps; the calm run goes beside it", highlight=False)
         calm = pool.start(recipe(steps), data, folder / "calm")
-        soak = Soak(pool, recipe(steps), data, folder)
+        soak = Soak(pool, recipe(steps), data, folder, calm)
         began = time.monotonic()
         soak.until_it_is_done(every_s, rng.key(words.seed, "soak"), console)
         assert calm.wait(120 * 60 * minutes) == 0
         equal = same(last(folder / "calm"), last(soak.out))
         left = [str(p) for p in soak.out.rglob(".*.tmp-*")]
-        rss, descriptors = soak.watch.slopes()
+        (rss, descriptors), (calm_rss, calm_descriptors) = soak.watch.slopes(), soak.calm_watch.slopes()
         found = {
             "method": words.method, "steps": steps, "minutes": (time.monotonic() - began) / 60, "equal": equal,
             "faults": dict(soak.done), "ends": {str(code): count for code, count in soak.ends.items()},
             "starts": len(soak.watch.samples), "rss_slope_mib_per_h": rss, "descriptors_slope_per_h": descriptors,
             "rss_most_mib": soak.watch.most()[0], "descriptors_most": soak.watch.most()[1],
-            "left_over": left, "wrong": soak.wrong,
+            "calm_rss_slope_mib_per_h": calm_rss, "calm_descriptors_slope_per_h": calm_descriptors,
+            "calm_rss_most_mib": soak.calm_watch.most()[0], "left_over": left, "wrong": soak.wrong,
         }  # fmt: skip
     for key, value in found.items():
         console.print(f"{key:24} {value}", highlight=False, markup=False)

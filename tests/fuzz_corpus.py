@@ -159,6 +159,11 @@ def prepared() -> None:
 # --- what is not a labelled set ---------------------------------------------------------------------------------------
 
 
+def prepare_images() -> None:
+    for name in ("a.jpg", "a.png"):
+        decode.decode_bytes(good.images()[name], decode.MIN_SIDE_PX)
+
+
 def decodes_runs(root: Path, changed: Sequence[str]) -> None:
     """`ValueError` is the only refusal of `shapes`; integers of any size are given to it, as readers do."""
     for name in changed:
@@ -294,7 +299,7 @@ def _reader(
 
 
 _ENTRIES = (
-    Format("images", good.images, decodes, ".", weight=3),
+    Format("images", good.images, decodes, ".", weight=3, prepare=prepare_images),
     Format("runs", good.runs, decodes_runs, "."),
     Format("pack", pack, opens_pack, "json|npz", weight=1),
     Format("recipe", recipes, loads_recipe, ".", weight=0.25, prepare=prepare_recipe),

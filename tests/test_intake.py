@@ -335,7 +335,7 @@ def test_the_report_is_kept_and_the_fingerprint_stays(fields: Path) -> None:
     assert made.pop("intake") == json.loads(json.dumps(found.summary)) and made == json.loads(before["pack.json"])
     text = (pack.folder / "findings.jsonl").read_text()
     assert "\x1b" not in text and unescape(json.loads(text)["path"]) == "bare \x1b[31m.png"
-    by_hand = hashlib.sha256(b"ssl_pretrain pack 1 short side None\n")
+    by_hand = hashlib.sha256(b"ssl_pretrain pack 2 short side None\n")
     for digest in sorted(hashlib.sha256(path.read_bytes()).digest() for path in fields.iterdir()):
         by_hand.update(digest)
     assert pack.fingerprint == open_pack(pack.folder).fingerprint == by_hand.hexdigest()

@@ -84,7 +84,7 @@ class Shown:
 
 
 def load(labelled: LabelledSet, short_side_px: int, point_px: int, seed: int) -> Labels:
-    """Decodes the labelled images, shorter side at most `short_side_px` (Lanczos, never enlarged), and parts them.
+    """Decodes the labelled images, shorter side at most `short_side_px` (never enlarged), and parts them.
 
     The split is the data set's own where it has one: test images are tested on (val ones when no test is labelled),
     all others are trained on. Otherwise a permutation of the units, keyed by `seed` and by the images' bytes, trains

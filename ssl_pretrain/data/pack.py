@@ -30,7 +30,7 @@ from ssl_pretrain.data.files import escape, read_bytes
 from ssl_pretrain.errors import DataError
 
 FORMAT = "ssl_pretrain pack"
-VERSION = 1
+VERSION = 2
 DUPLICATE = 1
 """Bit of `flags_N`: an earlier image of the pack has the same file bytes."""
 _MAX_SIDE_PX = 1 << 20

@@ -65,6 +65,7 @@ def _decode_some(
 def _start_worker() -> None:
     """Ctrl-C is the parent's to handle; and a worker whose parent was killed would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: there is a worker for each core
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
