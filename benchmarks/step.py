@@ -15,7 +15,7 @@ import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from throughput import FULL, QUICK, SMALL, packed
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.optim import AdamW, Optimizer
 
 from ssl_pretrain import rng
+from ssl_pretrain.backbones import MaskableBackbone
 from ssl_pretrain.errors import SslPretrainError
 from ssl_pretrain.methods import Views
 from ssl_pretrain.methods._distillation import clip_each, follow
@@ -84,7 +86,7 @@ def one_step(run: Run, parts: Parts) -> None:
     rate = optim.set_rates(run.optimizer, run.optim, progress)
     torch.manual_seed(rng.torch_seed(rng.fold_in(rng.key(run.recipe.top.seed, "torch"), step)))
     parts.lap("rates and seed")
-    kept = [buffer.clone() for buffer in method.buffers()]
+    run.buffers.remember()
     parts.lap("buffers' copy")
     views = run.feed.part(step, 0)
     parts.lap("views")
@@ -108,7 +110,6 @@ def one_step(run: Run, parts: Parts) -> None:
     if run.step % run.recipe.train.log_every_steps == 0:
         assert all(np.isfinite(over_ranks(run.fabric, value)) for value in losses.values())
     parts.lap("log")
-    del kept
 
 
 def shares(run: Run, steps: int) -> dict[str, Any]:
@@ -146,18 +147,19 @@ def pairs(run: Run, make: Callable[[tuple[str, ...]], Run], quick: bool) -> list
         ahead, at_once = make(()), make(())
         at_once.feed.looks_ahead = False
         found.append(Pair("views on a side stream", step_of(ahead), step_of(at_once)))
-    if run.method.backbone.family == "convnet":
+    if not isinstance(run.method.backbone, MaskableBackbone):
         rows = make(())
         rows.method.to(memory_format=torch.contiguous_format)
         found.append(Pair("channels-last", bare_of(make(()), views), bare_of(rows, views)))
     if not quick:
-        compiled = make(())
-        for name, child in list(compiled.method.named_children()):
-            if name in ("backbone", "student", "encoder"):
-                child.compile()
-        found.append(Pair("compile of the backbone", bare_of(compiled, views), bare_of(make(()), views), MISSING))
+        found.append(Pair("compile of the backbone", compiled(make(()), views), bare_of(make(()), views), MISSING))
+    if not quick and device.type == "cuda":
+        graphs = compiled(make(()), views, mode="reduce-overhead")
+        found.append(Pair("compile with CUDA graphs", graphs, bare_of(make(()), views), MISSING))
     if isinstance(method, DINO):
         found += of_dino(method, views)
+        if isinstance(method.student, MaskableBackbone):
+            found.append(packed_crops(method, views))
     if isinstance(method, MAE):
         found.append(visible_only(method, views))
     return found
@@ -170,6 +172,14 @@ def step_of(run: Run) -> Callable[[], object]:
 def bare_of(run: Run, views: Views) -> Callable[[], object]:
     """The step on these views."""
     return lambda: peers.bare_step(run, views)
+
+
+def compiled(run: Run, views: Views, **words: str) -> Callable[[], object]:
+    """The step on these views, its backbone compiled."""
+    for name, child in list(run.method.named_children()):
+        if name in ("backbone", "student", "encoder"):
+            child.compile(**words)
+    return bare_of(run, views)
 
 
 def graded(run: Run, views: Views) -> None:
@@ -243,6 +253,41 @@ def of_dino(method: DINO, views: Views) -> list[Pair]:
         "EMA: foreach", lambda: follow([mine], [student], 0.996, 0.5), lambda: update_momentum(student, other, 0.998)
     )
     return [clip, ema, together]  # the clipping first: it needs the gradients that `together` throws away
+
+
+def packed_forward(vit: Any, groups: Sequence[Tensor]) -> list[Tensor]:
+    """Tokens (B, N, D) of a timm ViT for images of several sizes: all go through the linear layers together, and attend
+    within their own image (Krell et al., Efficient Sequence Packing, 2021; NaViT, Dehghani et al. 2023).
+    """
+    tokens = [vit.norm_pre(vit._pos_embed(vit.patch_embed(x_BCHW))) for x_BCHW in groups]
+    counts = [t_BND.shape[0] * t_BND.shape[1] for t_BND in tokens]
+    t_TD = torch.cat([t_BND.flatten(0, 1) for t_BND in tokens])
+    for block in vit.blocks:
+        attention, seen = block.attn, []
+        for qkv_TD, t_BND in zip(attention.qkv(block.norm1(t_TD)).split(counts), tokens, strict=True):
+            qkv = qkv_TD.view(*t_BND.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+            seen.append(scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).reshape(len(qkv_TD), -1))
+        t_TD = t_TD + block.ls1(attention.proj(torch.cat(seen)))
+        t_TD = t_TD + block.ls2(block.mlp(block.norm2(t_TD)))
+    parts = vit.norm(t_TD).split(counts)
+    return [part.view(t_BND.shape) for part, t_BND in zip(parts, tokens, strict=True)]
+
+
+def packed_crops(method: DINO, views: Views) -> Pair:
+    """Global and local crops in one forward, or one for each size; without drop path."""
+    vit: Any = copy.deepcopy(method.student)._modules["network"]
+    vit.eval()
+    crops = views.crops
+    groups = [torch.cat([crops["global_0"], crops["global_1"]]).flatten(0, 1), crops["local"].flatten(0, 1)]
+
+    def backward(tokens: list[Tensor]) -> None:
+        torch.stack([t_BND.float().square().mean() for t_BND in tokens]).sum().backward()
+        vit.zero_grad()
+
+    return Pair(
+        "multi-crop: both sizes packed", lambda: backward(packed_forward(vit, groups)),
+        lambda: backward([vit.forward_features(x_BCHW) for x_BCHW in groups]), MISSING,
+    )  # fmt: skip
 
 
 def visible_only(method: MAE, views: Views) -> Pair:

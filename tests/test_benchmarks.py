@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import METHODS, VIT
 from hypothesis import given
@@ -380,6 +381,28 @@ def test_clipping_together_is_clipping_one_by_one() -> None:
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None and b.grad is not None:
             torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_packed_crops_have_the_tokens_that_they_have_alone() -> None:
+    """Values and gradients; and no crop sees another: one that changes changes nothing else."""
+    step = loaded("step")
+    torch.manual_seed(0)
+    words = {"img_size": 32, "patch_size": 8, "dynamic_img_size": True, "init_values": 0.1, "num_classes": 0}
+    vit = timm.create_model("test_vit", **words).eval()
+    groups = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 16)]
+    packed = step.packed_forward(vit, groups)
+    alone = [vit.forward_features(x) for x in groups]
+    gradients = []
+    for found in (packed, alone):
+        vit.zero_grad()
+        sum(t.square().sum() for t in found).backward()
+        gradients.append([p.grad.clone() for p in vit.parameters() if p.grad is not None])
+    for a, b in zip([*packed, *gradients[0]], [*alone, *gradients[1]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    groups[1][0] += 1
+    again = step.packed_forward(vit, groups)
+    assert torch.equal(again[0], packed[0]) and torch.equal(again[1][1:], packed[1][1:])
+    assert not torch.allclose(again[1][0], packed[1][0])
 
 
 def test_parts_of_a_step_are_timed_one_by_one() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_pretrain import artefact, rng
+from ssl_pretrain.backbones import MaskableBackbone
 from ssl_pretrain.errors import SslPretrainError, Stopped
 from ssl_pretrain.files import write_durably
 from ssl_pretrain.train import drift, optim, setup, slurm, source
@@ -99,7 +100,9 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     feed.engine = choose(feed.specs, fabric.device, shown, recipe.views.engine)
     if fabric.world_size > 1:
         synchronised(method, fabric.device)
-    if method.backbone.family == "convnet":  # as kernels for images want it: benchmarks/step.py says what it is worth
+    if not isinstance(
+        method.backbone, MaskableBackbone
+    ):  # as convolutions like it: benchmarks/step.py says by how much
         method.to(memory_format=torch.channels_last)
     optimizer = optim.create(method, spec)
     wrapped, optimizer = fabric.setup(method, optimizer)
