@@ -22,6 +22,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -152,10 +153,11 @@ def geometry(spec: ViewSpec, row: Floats, image_HWC: Tensor) -> Tensor:
         y_taps, first_y, last_y = canvas_taps(top, height, image_HWC.shape[0], spec.size_px, side, mirror_y)
         x_taps, first_x, last_x = canvas_taps(left, width, image_HWC.shape[1], spec.size_px, side, mirror_x)
         crop_hwC = image_HWC[first_y : last_y + 1, first_x : last_x + 1].to(torch.float32)
+        y_taps.weight_ST.mul_(1 / 255)  # here it costs nothing
     else:
-        y_taps, x_taps = (resize_taps(n, spec.size_px, m) for n, m in ((height, mirror_y), (width, mirror_x)))
+        y_taps = resize_taps(height, spec.size_px, mirror_y, 1 / 255)
+        x_taps = resize_taps(width, spec.size_px, mirror_x)
         crop_hwC = image_HWC[top : top + height, left : left + width].to(torch.float32)
-    y_taps.weight_ST.mul_(1 / 255)  # here it costs nothing
     x_ywC = _sums(y_taps, crop_hwC)
     x_xCy = _sums(x_taps, x_ywC.permute(1, 2, 0))
     x_CSS = x_xCy.permute(1, 0, 2) if turn % 2 else x_xCy.permute(1, 2, 0)
@@ -170,7 +172,8 @@ class Taps:
     weight_ST: Tensor
 
 
-def resize_taps(length: int, size_px: int, mirrored: bool) -> Taps:
+@lru_cache(maxsize=2048)  # crops have some hundred lengths, and a run takes them again and again
+def resize_taps(length: int, size_px: int, mirrored: bool, scale_by: float = 1.0) -> Taps:
     """Bilinear with antialias, as `F.interpolate`: a triangle over two output pixels, or two input ones if wider."""
     scale = length / size_px
     support = max(scale, 1.0)
@@ -183,7 +186,7 @@ def resize_taps(length: int, size_px: int, mirrored: bool) -> Taps:
     inside_ST = np.minimum(np.maximum(index_ST, 0), length - 1)
     weight_ST *= inside_ST == index_ST
     weight_ST /= weight_ST.sum(axis=1, keepdims=True)
-    return Taps(torch.from_numpy(inside_ST), torch.from_numpy(weight_ST.astype(np.float32)))
+    return Taps(torch.from_numpy(inside_ST), torch.from_numpy(weight_ST.astype(np.float32)).mul_(scale_by))
 
 
 def canvas_taps(
