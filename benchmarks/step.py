@@ -362,7 +362,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", nargs="+", default=[], metavar="PART", help="only works with this in their name")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, help="of torch (1; all cores with a GPU)")
+    parser.add_argument("--threads", type=int, help="of torch (one a core, as torch has it)")
     parser.add_argument("--cache", type=Path, help="folder for JPEGs and packs, kept; without, they are removed")
     parser.add_argument("--quick", action="store_true", help="tiny networks: to see that it runs")
     parser.add_argument("--json", type=Path)
@@ -371,7 +371,7 @@ def arguments() -> argparse.Namespace:
     if given.quick:
         given.images, given.count, given.steps, given.rounds = "synthetic:4", 8, 1, 1
     given.count = given.count or (256 if cuda else 64)
-    given.threads = given.threads or (figures.machine()["cores"] if cuda else 1)
+    given.threads = given.threads or figures.machine()["cores"]
     given.words = () if cuda else ("--views.engine", "torch" if given.quick else "compiled")
     works = QUICK if given.quick else FULL if cuda else SMALL
     given.works = {n: w for n, w in works.items() if not given.work or any(part in n for part in given.work)}

@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--budget-minutes", type=float, help="for all works; rounds are left out to keep it (9 on a GPU)"
     )
-    parser.add_argument("--threads", type=int, help="of torch in the main process (1; all cores with a GPU)")
+    parser.add_argument("--threads", type=int, help="of torch in the main process (one a core, as torch has it)")
     parser.add_argument("--workers", type=int, help="of the peers' DataLoaders (one a core)")
     parser.add_argument("--cache", type=Path, help="folder for JPEGs and packs, kept; without, they are removed")
     parser.add_argument("--peak-tflops", type=float, help="dense bf16 peak of the GPU, where the table has it not")
@@ -140,7 +140,7 @@ def arguments() -> argparse.Namespace:
     if not given.images:
         raise SystemExit("give --images, or --quick")
     given.count = given.count or (1024 if cuda else 512)
-    given.threads = given.threads or (cores if cuda else 1)
+    given.threads = given.threads or cores
     given.workers = cores if given.workers is None else given.workers
     given.budget_minutes = given.budget_minutes or (9.0 if cuda else float("inf"))
     return given

@@ -346,7 +346,7 @@ def _rgb(image: Image.Image, source: Source, value_range: tuple[float, float] | 
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB"), 0.0
-    return image.convert("RGB"), 0.0
+    return image if image.mode == "RGB" else image.convert("RGB"), 0.0  # convert would copy it
 
 
 def _grey(values_HW: NDArray[np.generic], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:

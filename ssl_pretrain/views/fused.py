@@ -14,13 +14,14 @@ Legend: V views of a spec, B images, N = V * B, C = 3 channels, S side of a view
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -67,11 +68,25 @@ def render(
     scale_C11 = 1 / torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
     shift_C11 = -torch.tensor(mean, dtype=torch.float64).view(3, 1, 1) * scale_C11
     affine = scale_C11.float().to(on, non_blocking=True), shift_C11.float().to(on, non_blocking=True)
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread(on):
         return {
             spec.name: _render_spec(spec, plan.of(i), images, affine, dtype, kernels or EAGER)
             for i, spec in enumerate(plan.specs)
         }
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU each op is too small for several threads: two take twice as long as one."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _render_spec(
