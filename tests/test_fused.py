@@ -389,3 +389,18 @@ def test_flat_images(engine, colour):
         assert x.isfinite().all()
         assert x.min() >= -1e-6 and x.max() <= 1 + 1e-6
         assert (x.amax((-2, -1)) - x.amin((-2, -1))).max() < 1e-5
+
+
+def test_threads_change_no_bit_and_are_given_back() -> None:
+    """torch adds up what is large in several parts where it has several threads."""
+    images = [field(i, 400, 500) for i in range(2)]
+    p = plan([replace(SIMCLR, size_px=256)], np.arange(2), np.array([image.shape[:2] for image in images]), 0, 0)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(fused.render(p, images, MEAN, STD)["simclr"])
+        assert torch.get_num_threads() == threads
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match="for 2 images"):
+        fused.render(p, images[:1], MEAN, STD)
+    assert torch.get_num_threads() == 2
