@@ -28,17 +28,12 @@ from rich.table import Table
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ssl_pretrain.data.decode import decode_bytes
+from ssl_pretrain.data.decode import _target, decode_bytes
 from ssl_pretrain.data.files import Rejected
 from ssl_pretrain.errors import SslPretrainError
 
 PACK = "pack"
 Way = Callable[[bytes, int], Any]
-
-
-def _target(width: int, height: int, side: int) -> tuple[int, int]:
-    short = min(width, height)
-    return round(width * side / short), round(height * side / short)
 
 
 def packs(data: bytes, side: int) -> Any:

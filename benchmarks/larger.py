@@ -27,14 +27,13 @@ from typing import Any
 import figures
 import numpy as np
 import yaml
-from reading import drop
+from reading import BYTES, SIZE_PX, drop, write
 from rich.console import Console
 from rich.table import Table
 from scaling import written
 
 from ssl_pretrain.errors import SslPretrainError
 
-SIZE_PX = (683, 512)
 BATCH = 32
 RECIPE: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -93,14 +92,8 @@ class Group:
 def filled(folder: Path, count: int) -> int:
     """A pack of random pixels; returns their bytes."""
     written(folder, count, SIZE_PX)
-    each = 3 * SIZE_PX[0] * SIZE_PX[1]
-    random = np.random.default_rng(0)
-    with open(folder / "pixels.bin", "r+b") as file:
-        for _ in range(count):
-            file.write(random.bytes(each))
-        file.flush()
-        os.fsync(file.fileno())
-    return count * each
+    write(folder, count)
+    return count * BYTES
 
 
 def trained(ranks: int, pack: Path, folder: Path, group: Group, steps: int) -> dict[str, Any]:
@@ -139,7 +132,7 @@ def trained(ranks: int, pack: Path, folder: Path, group: Group, steps: int) -> d
         raise SslPretrainError(f"{ranks} ranks: {said.strip().splitlines()[-1]}")
     lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
     rate = [line["train/images_per_s"] for line in lines if "train/images_per_s" in line][1:]
-    needed = steps * BATCH * 3 * SIZE_PX[0] * SIZE_PX[1]
+    needed = steps * BATCH * BYTES
     return {
         "images_per_s": float(np.median(rate)), "own_bytes": most[0], "cache_bytes": most[1],
         "read_share": (read_bytes(pack) - before) / needed,
@@ -163,7 +156,7 @@ def warmed(pack: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--limit-GB", type=float, default=2.0)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=120)

@@ -120,8 +120,7 @@ def _prepare(recipe: Recipe, folder: Path, fabric: Fabric, console: Console) -> 
     if source.asked(recipe.backbone.init) and fabric.is_global_zero:
         run.drift = drift.opened(folder, method.backbone, pack, recipe.views.window_px, run.step)
     if fabric.is_global_zero:
-        changed = [f"# changed at step {each['step']}: {'; '.join(each['what'])}\n" for each in run.changes]
-        write_durably(folder / "recipe.yaml", "".join([*changed, recipe.yaml()]).encode())
+        _write_recipe(run)
         known = f"from step {run.step} of" if run.step else "for"
         console.print(f"{recipe.method_name} on {method.backbone.name}, {len(pack)} images, {known} {steps} steps")
         console.print(f"{kept}\n{feed.engine.reason}", highlight=False)
