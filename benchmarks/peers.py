@@ -16,6 +16,7 @@ import gc
 import hashlib
 import importlib.util
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -320,11 +321,9 @@ class Lightly(_Loading):
 # lightly-train
 
 TRAIN = """
-import sys, lightly_train
-out, data, model, method, epochs, batch, workers, size = sys.argv[1:]
+import json, sys, lightly_train
 train = vars(lightly_train).get("pretrain") or lightly_train.train
-train(out=out, data=data, model=model, method=method, epochs=int(epochs), batch_size=int(batch),
-      num_workers=int(workers), transform_args={"image_size": (int(size), int(size))}, overwrite=True)
+train(**json.loads(sys.argv[1]), overwrite=True)
 """
 
 
@@ -332,26 +331,38 @@ def lightly_train(recipe: Recipe, folder: Path, work: Work, workers: int, epochs
     """Seconds an image of lightly-train, and why there are none.
 
     The difference of a run of twice the epochs and one of `epochs`: what it takes to start and to export is left out.
-    Its own augmentations and heads; only backbone, method, batch and the side of the view are ours.
+    Its own augmentations and heads; backbone, method, batch, the views' sides and number, and prototypes are ours.
     """
     if importlib.util.find_spec("lightly_train") is None:
         return None, "not installed (pip install lightly-train; AGPL-3.0)"
     if recipe.method_name not in ("simclr", "dino"):
         return None, f"it has no {recipe.method_name}"
     taken = []
-    size = recipe.specs()[0].size_px
     with tempfile.TemporaryDirectory() as out:
+        asked = {
+            "out": out, "data": str(folder), "model": f"timm/{recipe.backbone.name}", "method": recipe.method_name,
+            "batch_size": work.batch, "num_workers": workers, **same_views(recipe),
+        }  # fmt: skip
         for each in (epochs, 2 * epochs):
-            words = (out, folder, f"timm/{recipe.backbone.name}", recipe.method_name, each, work.batch, workers, size)
+            given = json.dumps({**asked, "epochs": each})
             began = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", TRAIN, *map(str, words)], capture_output=True, text=True, check=False
-            )
+            done = subprocess.run([sys.executable, "-c", TRAIN, given], capture_output=True, text=True, check=False)
             taken.append(time.perf_counter() - began)
             if done.returncode:
                 return None, f"it failed: {' '.join(done.stderr.split())[-200:]}"
     images = epochs * (len(list(folder.iterdir())) // work.batch) * work.batch
     return max(taken[1] - taken[0], 1e-9) / images, ""
+
+
+def same_views(recipe: Recipe) -> dict[str, Any]:
+    """What tells lightly-train to make as many views, as large, and to compare them with as many prototypes."""
+    first, *others = recipe.specs()
+    views: dict[str, Any] = {"image_size": [first.size_px] * 2}
+    if recipe.method_name != "dino":
+        return {"transform_args": views}
+    local = others[-1]
+    views["local_view"] = {"num_views": local.count, "view_size": [local.size_px] * 2}
+    return {"transform_args": views, "method_args": {"output_dim": recipe.method.prototypes}}
 
 
 @contextlib.contextmanager
