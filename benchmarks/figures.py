@@ -126,8 +126,9 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Lets every contender run once a round, and returns what each call gave; the first round warms up and is dropped.
 
-    The order turns by one each round, so that nobody always comes after the same. Ends early where another round would
-    go beyond the budget, but not before one round counts.
+    Every second round runs backwards, and every two the order turns by one: nobody always comes after the same, and a
+    machine that becomes slower is held against nobody. Ends early where another round would go beyond the budget,
+    but not before one round counts.
     """
     began, names = clock(), list(contenders)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -136,7 +137,9 @@ def rounds(
         at = clock()
         if turn > 1 and at - began + longest > budget_s:
             break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        first = turn // 2 % len(names)
+        order = names[first:] + names[:first]
+        for name in order[:: -1 if turn % 2 else 1]:
             found[name].append(contenders[name]())
         longest = max(longest, clock() - at) if turn else 0.0  # the first also compiles
     return {name: given[1:] for name, given in found.items()}

@@ -111,9 +111,9 @@ def test_rounds_turn_and_the_first_does_not_count() -> None:
 
         return run
 
-    found = figures.rounds({name: call(name) for name in "abc"}, 2)
-    assert "".join(asked) == "abcbcacab"
-    assert found == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+    found = figures.rounds({name: call(name) for name in "abc"}, 3)
+    assert "".join(asked) == "abccbabcaacb"
+    assert found == {"a": [6, 9, 10], "b": [5, 7, 12], "c": [4, 8, 11]}
 
 
 @pytest.mark.parametrize(("budget_s", "counted"), [(0.0, 1), (25.0, 1), (30.0, 2), (1e9, 5)])
