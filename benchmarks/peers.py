@@ -132,14 +132,14 @@ class Contender(ABC):
     def close(self) -> None:  # noqa: B027  most have nothing to let go
         """Ends what else runs."""
 
-    def seconds_per_image(self, least_s: float = 0.0) -> float:
-        """Of whole epochs, as many as take `least_s` or more."""
+    def seconds_per_image(self, least_s: float = 0.0, steps: int | None = None) -> float:
+        """Of whole epochs, or of so many steps at a time: as many as take `least_s` or more."""
         self.finish()
         began, images = time.perf_counter(), 0
         while True:
-            self.epoch()
+            self.epoch(steps)
             self.finish()
-            images += self.steps * self.batch
+            images += (steps or self.steps) * self.batch
             taken = time.perf_counter() - began
             if taken >= least_s:
                 return taken / images

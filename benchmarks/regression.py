@@ -42,16 +42,22 @@ def ratios(found: Mapping[str, Any]) -> Ratios:
     try:
         gpus = found["machine"]["gpus"]
         kind = gpus[0] if gpus else "CPU"
-        made = {
-            f"{name} ({kind})": {key: float(work["contenders"]["this package"][key]) for key in TOLERANCE}
-            for name, work in found["works"].items()
-        }
+        made = {f"{name} ({kind})": told(work["contenders"]["this package"]) for name, work in found["works"].items()}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError("the figures are not what benchmarks/throughput.py --json writes: measure again") from error
     broken = [name for name, row in made.items() if not all(math.isfinite(v) and v > 0 for v in row.values())]
     if broken:
         raise DataError(f"a ratio of {broken[0]} is not a number above 0: measure again")
     return made
+
+
+def told(row: Mapping[str, Any]) -> dict[str, float]:
+    """The efficiency, and what `throughput.py --alone` leaves out where it is there.
+
+    >>> told({"efficiency": 0.97, "mfu": None})
+    {'efficiency': 0.97}
+    """
+    return {key: float(row[key]) for key in TOLERANCE if key == "efficiency" or key in row}
 
 
 def slower(past: Past, now: Ratios) -> list[str]:

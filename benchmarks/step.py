@@ -141,8 +141,9 @@ def pairs(run: Run, make: Callable[[tuple[str, ...]], Run], quick: bool) -> list
             "finite test on the device", lambda: norm_of(method, run, views), lambda: bool(norm_of(method, run, views)),
             f"{MISSING}: a step whose gradient is not finite moves nothing, so its norm is read",
         ),
-        Pair("buffers: copied together", *buffers(method)),
     ]  # fmt: skip
+    if len(list(method.buffers())) > 1:
+        found.append(Pair("buffers: copied together", *buffers(method)))
     if device.type == "cuda":
         ahead, at_once = make(()), make(())
         at_once.feed.looks_ahead = False
