@@ -304,6 +304,28 @@ def test_the_limit_takes_several_batches_in_turn_and_trains(images: Path, tmp_pa
     assert any(not torch.equal(t, before[name]) for name, t in limit.run.method.backbone.weights().items())
 
 
+@pytest.mark.parametrize(
+    ("least_s", "steps", "calls", "seconds"), [(0.0, None, 1, 0.125), (0.0, 2, 1, 0.625), (12.0, 2, 3, 0.625)]
+)
+def test_a_turn_is_of_whole_epochs_or_of_a_few_steps(
+    least_s: float, steps: int | None, calls: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 s a call: of 10 steps of 4 images, or of 2 steps."""
+    peers = loaded("peers")
+    now, asked_for = [0.0], []
+
+    class Slow(peers.Contender):
+        steps, batch, device = 10, 4, CPU
+
+        def epoch(self, steps: int | None = None) -> None:
+            now[0] += 5
+            asked_for.append(steps)
+
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
+    assert Slow().seconds_per_image(least_s, steps) == seconds
+    assert asked_for == [steps] * calls
+
+
 def test_jpegs_are_made_once_each_with_bytes_of_its_own(images: Path, tmp_path: Path) -> None:
     peers = loaded("peers")
     few = tmp_path / "few"
@@ -368,6 +390,24 @@ def test_lars_of_all_tensors_together_is_lightlys_and_reads_nothing() -> None:
     assert not torch.equal(mine[1], start[1])
 
 
+def test_lars_moves_tensors_together_as_it_moves_each() -> None:
+    """On a GPU all go together, on a CPU one by one: no bit differs."""
+    lars = loaded("step").Lars
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3), torch.zeros(5, 2), torch.randn(3, 3)]
+    singly, together = ([nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    one, all_at_once = (lars(each, lr=0.5, momentum=0.9, weight_decay=0.1) for each in (singly, together))
+    for _ in range(3):
+        for i, (a, b) in enumerate(zip(singly, together, strict=True)):
+            a.grad = torch.zeros_like(a) if i == 2 else torch.randn_like(a)
+            b.grad = a.grad.clone()
+        one.step()
+        with torch.no_grad():
+            all_at_once._move(together, all_at_once.param_groups[0])
+        assert all(torch.equal(a, b) for a, b in zip(singly, together, strict=True))
+    assert torch.equal(singly[2], start[2]), "a gradient of zero moves nothing, and is not decayed"
+
+
 def test_clipping_together_is_clipping_one_by_one() -> None:
     step = loaded("step")
     torch.manual_seed(0)
@@ -429,7 +469,8 @@ def strict(text: str) -> Any:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("throughput", ("--workers", "1")), ("step", ()), ("scaling", ()), ("import_cost", ()), ("regression", ()),
+        ("throughput", ("--workers", "1")), ("throughput", ("--alone", "--work", "SimCLR")), ("step", ()),
+        ("scaling", ()), ("import_cost", ()), ("regression", ()),
         ("larger", ()), ("decoding", ()),
     ],
 )  # fmt: skip
@@ -447,8 +488,11 @@ def test_quick_runs_to_its_end(script: str, words: tuple[str, ...], tmp_path: Pa
     if script == "throughput":
         for work in found["works"].values():
             rows = work["contenders"]
-            assert set(rows) == {"this package", "lightly's example", "stacked Kornia", "limit"}
-            assert rows["limit"]["efficiency"] == 1 and rows["lightly's example"]["vs_lightly"] == 1
+            known = set() if "--alone" in words else {"lightly's example", "stacked Kornia"}
+            assert set(rows) == {"this package", "limit"} | known
+            assert rows["limit"]["efficiency"] == 1
+            assert not known or rows["lightly's example"]["vs_lightly"] == rows["stacked Kornia"]["vs_stacked"] == 1
+            assert len(work["close"]["limit"]) == 2 and rows["this package"]["efficiency"] > 0
             assert work["gflop_per_image"] > 0 and all(row["images_per_s"] > 0 for row in rows.values())
     if script == "scaling":
         assert found["found"]["ranks"]["rows"]["1"]["efficiency"] == 1
