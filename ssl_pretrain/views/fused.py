@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +36,7 @@ from ssl_pretrain.views import ViewSpec
 from ssl_pretrain.views.colour import GRAY_C, Bools, Floats, Stages, stages, yiq_turn
 from ssl_pretrain.views.plan import INDEX, Plan, blur_kernel_px, canvas_px, extra_columns, plan
 
+Ints = npt.NDArray[np.int32]
 Step = Callable[[Tensor, slice], Tensor]
 """One op of the chain: the views `some` of the N (which it may overwrite) -> the same views after it."""
 
@@ -168,7 +170,7 @@ def geometry(spec: ViewSpec, row: Floats, image_HWC: Tensor) -> Tensor:
         y_taps, first_y, last_y = canvas_taps(top, height, image_HWC.shape[0], spec.size_px, side, mirror_y)
         x_taps, first_x, last_x = canvas_taps(left, width, image_HWC.shape[1], spec.size_px, side, mirror_x)
         crop_hwC = image_HWC[first_y : last_y + 1, first_x : last_x + 1].to(torch.float32)
-        y_taps.weight_ST.mul_(1 / 255)  # here it costs nothing
+        y_taps.weight_I.mul_(1 / 255)  # here it costs nothing
     else:
         y_taps = resize_taps(height, spec.size_px, mirror_y, 1 / 255)
         x_taps = resize_taps(width, spec.size_px, mirror_x)
@@ -181,10 +183,22 @@ def geometry(spec: ViewSpec, row: Floats, image_HWC: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Taps:
-    """Output i of S is the sum of `weight_ST[i] * input[index_ST[i]]`."""
+    """Output s of S is the sum of `weight_ST[s] * input[index_ST[s]]`; flat, as I = S * T of each."""
 
-    index_ST: Tensor
-    weight_ST: Tensor
+    index_I: Tensor
+    weight_I: Tensor
+    first_S: Tensor
+    """Where each output's T begin."""
+
+
+def _taps(index_ST: Ints, weight_ST: Floats) -> Taps:
+    first_S = _firsts(*index_ST.shape)
+    return Taps(torch.from_numpy(index_ST).view(-1), torch.from_numpy(weight_ST).view(-1), first_S)
+
+
+@lru_cache(maxsize=2048)
+def _firsts(outputs: int, count: int) -> Tensor:
+    return torch.arange(0, outputs * count, count, dtype=torch.int32)
 
 
 @lru_cache(maxsize=2048)  # crops have some hundred lengths, and a run takes them again and again
@@ -201,7 +215,7 @@ def resize_taps(length: int, size_px: int, mirrored: bool, scale_by: float = 1.0
     inside_ST = np.minimum(np.maximum(index_ST, 0), length - 1)
     weight_ST *= inside_ST == index_ST
     weight_ST /= weight_ST.sum(axis=1, keepdims=True)
-    return Taps(torch.from_numpy(inside_ST), torch.from_numpy(weight_ST.astype(np.float32)).mul_(scale_by))
+    return _taps(inside_ST, weight_ST.astype(np.float32) * np.float32(scale_by))
 
 
 def canvas_taps(
@@ -224,7 +238,7 @@ def canvas_taps(
     index_ST %= period
     index_ST = np.minimum(index_ST, period - index_ST) if limit > 1 else index_ST
     first, last = int(index_ST.min()), int(index_ST.max())
-    return Taps(torch.from_numpy(index_ST - first), torch.from_numpy(weight_ST.astype(np.float32))), first, last
+    return _taps(index_ST - first, weight_ST.astype(np.float32)), first, last
 
 
 def rotate(x_CTT: Tensor, angle: float, size_px: int) -> Tensor:
@@ -241,10 +255,9 @@ def rotate(x_CTT: Tensor, angle: float, size_px: int) -> Tensor:
 def _sums(taps: Taps, x: Tensor) -> Tensor:
     """Weighted sums over the first axis of x (h, p, q) -> (S, p, q)."""
     rows = x.reshape(x.shape[0], -1)
-    index_I = taps.index_ST.to(x.device, non_blocking=True).view(-1)
-    weight_I = taps.weight_ST.to(x.device, non_blocking=True).view(-1)
-    count = taps.index_ST.shape[1]
-    first_S = torch.arange(0, len(index_I), count, dtype=index_I.dtype, device=x.device)
+    index_I, weight_I, first_S = (
+        t.to(x.device, non_blocking=True) for t in (taps.index_I, taps.weight_I, taps.first_S)
+    )
     # F.embedding_bag without its checks, which for a small view take as long as the sums.
     return torch.embedding_bag(rows, index_I, first_S, False, 0, False, weight_I)[0].view(-1, *x.shape[1:])
 
@@ -279,10 +292,16 @@ def blur_taps(size_px: int, kernel_px: int, sigma: float) -> Taps:
     offset_T = np.arange(-radius, radius + 1, dtype=np.int32)
     weight_T = np.exp(-0.5 * (offset_T / sigma) ** 2)
     weight_T /= weight_T.sum()
-    index_ST = np.abs(np.arange(size_px, dtype=np.int32)[:, None] + offset_T)
-    index_ST = size_px - 1 - np.abs(size_px - 1 - index_ST)
     weight_ST = np.tile(weight_T.astype(np.float32), (size_px, 1))
-    return Taps(torch.from_numpy(index_ST), torch.from_numpy(weight_ST))
+    return _taps(_reflected(size_px, radius), weight_ST)
+
+
+@lru_cache(maxsize=256)
+def _reflected(size_px: int, radius: int) -> Ints:
+    """(S, 2 * radius + 1): the pixels around each."""
+    offset_T = np.arange(-radius, radius + 1, dtype=np.int32)
+    index_ST = np.abs(np.arange(size_px, dtype=np.int32)[:, None] + offset_T)
+    return np.asarray(size_px - 1 - np.abs(size_px - 1 - index_ST))
 
 
 # Colour
