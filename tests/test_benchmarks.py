@@ -304,6 +304,17 @@ def test_the_limit_takes_several_batches_in_turn_and_trains(images: Path, tmp_pa
     assert any(not torch.equal(t, before[name]) for name, t in limit.run.method.backbone.weights().items())
 
 
+def test_lightly_train_is_asked_for_the_same_views() -> None:
+    """Its own DINO has six small crops of 96 px."""
+    peers, works = loaded("peers"), loaded("throughput").SMALL
+    asked = {name.split()[0]: peers.same_views(work.resolved()) for name, work in works.items()}
+    assert asked["SimCLR"] == {"transform_args": {"image_size": [96, 96]}}
+    local = {"num_views": 8, "view_size": [48, 48]}
+    assert asked["DINO"] == {
+        "transform_args": {"image_size": [96, 96], "local_view": local}, "method_args": {"output_dim": 4096},
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("least_s", "steps", "calls", "seconds"), [(0.0, None, 1, 0.125), (0.0, 2, 1, 0.625), (12.0, 2, 3, 0.625)]
 )
@@ -492,7 +503,10 @@ def test_quick_runs_to_its_end(script: str, words: tuple[str, ...], tmp_path: Pa
             assert set(rows) == {"this package", "limit"} | known
             assert rows["limit"]["efficiency"] == 1
             assert not known or rows["lightly's example"]["vs_lightly"] == rows["stacked Kornia"]["vs_stacked"] == 1
-            assert len(work["close"]["limit"]) == 2 and rows["this package"]["efficiency"] > 0
+            close = work["close"]
+            assert len(close["limit"]) == 2
+            wanted = figures.efficiency(close["limit"], close["this package"])
+            assert rows["this package"]["efficiency"] == wanted, "of the turns of a few steps"
             assert work["gflop_per_image"] > 0 and all(row["images_per_s"] > 0 for row in rows.values())
     if script == "scaling":
         assert found["found"]["ranks"]["rows"]["1"]["efficiency"] == 1
